@@ -1,0 +1,1 @@
+//! Gradient validation by directional differences in double precision.

@@ -1,0 +1,1 @@
+//! Files: `.npy`, safetensors, and writing that never leaves half a file.

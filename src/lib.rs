@@ -1,0 +1,21 @@
+//! Noiseforge: neural networks that carry Gaussian noise, and the laboratory that attacks them.
+//!
+//! Data flows one way; a lower module never knows a higher one:
+//! [`tensor`] → [`ops`] → [`nn`], [`models`], [`optim`] → [`ensemble`], [`attacks`] → the command line.
+
+pub mod attacks;
+pub mod data;
+pub mod ensemble;
+pub mod error;
+pub mod gradcheck;
+pub mod io;
+pub mod models;
+pub mod nn;
+pub mod ops;
+pub mod optim;
+pub mod report;
+pub mod tensor;
+pub mod train;
+
+pub use error::{Error, Result};
+pub use tensor::{DType, Shape, Tensor};

@@ -1,0 +1,1 @@
+//! Philox4x32-10, a counter-based generator (Salmon et al. 2011).
