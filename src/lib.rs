@@ -7,6 +7,7 @@ pub mod attacks;
 pub mod data;
 pub mod ensemble;
 pub mod error;
+pub mod evaluate;
 pub mod gradcheck;
 pub mod io;
 pub mod models;

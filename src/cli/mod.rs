@@ -1,7 +1,70 @@
-//! Command line.
+//! The command line: one file per command, an `Args` struct and a function each.
+
+mod attack;
+mod common;
+mod demo;
+mod devices;
+mod eval;
+mod gradcheck;
+mod noise;
+mod train;
 
 use std::process::ExitCode;
 
+use clap::{Parser, Subcommand};
+
+/// Neural networks that carry Gaussian noise, and the laboratory that attacks them.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = "Start with:  noiseforge demo")]
+struct Cli {
+    /// Print results as JSON on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train an RSE network and its undefended twin on built-in data, attack both, write a report
+    Demo(demo::DemoArgs),
+    /// Train a network
+    Train(Box<train::TrainArgs>),
+    /// Accuracy of a network, and of its ensemble against the number of draws
+    Eval(eval::EvalArgs),
+    /// Scores of a network or its ensemble, as an array
+    Predict(eval::PredictArgs),
+    /// Attack a network
+    Attack(attack::AttackArgs),
+    /// Check every op's gradients against differences in double precision
+    Gradcheck(gradcheck::Args),
+    /// One noise layer's draw, as an array
+    Noise(noise::Args),
+    /// What there is to compute on
+    Devices(devices::DevicesArgs),
+}
+
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = Cli::parse();
+    let json = cli.json;
+    let result = match &cli.command {
+        Command::Demo(args) => demo::run(args, json),
+        Command::Train(args) => train::run(args, json),
+        Command::Eval(args) => eval::eval(args, json),
+        Command::Predict(args) => eval::predict(args, json),
+        Command::Attack(args) => attack::run(args, json),
+        Command::Gradcheck(args) => gradcheck::run(args, json),
+        Command::Noise(args) => noise::run(args, json),
+        Command::Devices(args) => devices::run(args, json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("noiseforge: {error:#}");
+            let interrupted = error
+                .chain()
+                .any(|e| matches!(e.downcast_ref(), Some(noiseforge::Error::Interrupted)));
+            ExitCode::from(if interrupted { 130 } else { 1 })
+        }
+    }
 }

@@ -1,1 +1,303 @@
-//! models
+//! The networks: VGG16, ResNeXt29, Model A, a small CNN and a linear model.
+
+mod architectures;
+mod builder;
+mod weights;
+
+pub(crate) use weights::{from_array, to_array};
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+use crate::nn::{self, Entry, Grads, Layer, Param, Pass};
+use crate::tensor::{DType, Shape, Tensor};
+
+/// Which network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// VGG16 with batch norm for small images (Simonyan and Zisserman 2015; head one linear layer).
+    Vgg16,
+    /// ResNeXt29 (Xie et al. 2017); `cardinality` groups of `width` channels.
+    ResNeXt29,
+    /// The STL-10 network of the RSE paper; batch norm without affine.
+    ModelA,
+    /// Four convolutions and two linear layers, for demos and tests.
+    Small,
+    /// `W x + b` on the flattened image: exact answers can be checked from outside.
+    Linear,
+}
+
+impl Arch {
+    /// Every architecture.
+    pub const ALL: [Arch; 5] = [
+        Arch::Vgg16,
+        Arch::ResNeXt29,
+        Arch::ModelA,
+        Arch::Small,
+        Arch::Linear,
+    ];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Vgg16 => "vgg16",
+            Arch::ResNeXt29 => "resnext29",
+            Arch::ModelA => "model-a",
+            Arch::Small => "small",
+            Arch::Linear => "linear",
+        }
+    }
+
+    /// Channels of the first stage in the published network; [`Config::width`] scales all others.
+    pub fn default_width(self) -> usize {
+        match self {
+            Arch::Vgg16 | Arch::ResNeXt29 => 64,
+            Arch::ModelA | Arch::Small => 32,
+            Arch::Linear => 1,
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Arch {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Arch::ALL
+            .into_iter()
+            .find(|a| a.name() == s)
+            .ok_or_else(|| {
+                let names: Vec<_> = Arch::ALL.iter().map(|a| a.name()).collect();
+                Error::argument("models", "model", names.join(", "), s)
+            })
+    }
+}
+
+/// Which noise layer carries the `init` noise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NoisePlacement {
+    /// The one on the image, as the paper's text says.
+    #[default]
+    Image,
+    /// As the authors' VGG16 does: the one in front of the **second** convolution, the image gets
+    /// the inner noise. Their other networks place it on the image, and so do ours.
+    Authors,
+}
+
+impl NoisePlacement {
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            NoisePlacement::Image => "image",
+            NoisePlacement::Authors => "authors",
+        }
+    }
+}
+
+impl fmt::Display for NoisePlacement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for NoisePlacement {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "image" => Ok(NoisePlacement::Image),
+            "authors" => Ok(NoisePlacement::Authors),
+            _ => Err(Error::argument(
+                "models",
+                "noise placement",
+                "image or authors",
+                s,
+            )),
+        }
+    }
+}
+
+/// Everything that fixes a network but its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Which network.
+    pub arch: Arch,
+    /// `[1, h, w, c]` of the images it takes.
+    pub input: Shape,
+    /// Number of classes, at least 2.
+    pub classes: usize,
+    /// Channels of the first stage, at least 1.
+    pub width: usize,
+    /// Groups of the 3x3 convolutions of ResNeXt; 1 elsewhere.
+    pub cardinality: usize,
+    /// Standard deviation of the noise on the image (or where `placement` puts it).
+    pub init_noise: f32,
+    /// Standard deviation of the noise in front of every other convolution.
+    pub inner_noise: f32,
+    /// Which layer carries `init_noise`.
+    pub placement: NoisePlacement,
+    /// Whether the noise is also drawn outside training. RSE draws it, robust optimisation does not.
+    pub noise_at_test: bool,
+    /// Caps every activation at this value: bounded ReLU.
+    pub relu_cap: Option<f32>,
+}
+
+impl Config {
+    /// The published network for images of this shape, without noise.
+    pub fn new(arch: Arch, input: Shape, classes: usize) -> Self {
+        Config {
+            arch,
+            input: input.with_n(1),
+            classes,
+            width: arch.default_width(),
+            cardinality: if arch == Arch::ResNeXt29 { 2 } else { 1 },
+            init_noise: 0.0,
+            inner_noise: 0.0,
+            placement: NoisePlacement::Image,
+            noise_at_test: true,
+            relu_cap: None,
+        }
+    }
+
+    /// The same with RSE's noise.
+    pub fn with_noise(self, init_noise: f32, inner_noise: f32) -> Self {
+        Config {
+            init_noise,
+            inner_noise,
+            ..self
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |arg, expected: &str, found: &dyn fmt::Display| {
+            Err(Error::argument("Model::new", arg, expected, found))
+        };
+        for (arg, sigma) in [("init noise", self.init_noise), ("inner noise", self.inner_noise)] {
+            if !(sigma.is_finite() && sigma >= 0.0) {
+                return wrong(arg, "a standard deviation, finite and not negative", &sigma);
+            }
+        }
+        if let Some(cap) = self.relu_cap
+            && !(cap.is_finite() && cap > 0.0)
+        {
+            return wrong("relu cap", "a finite number above 0", &cap);
+        }
+        if self.classes < 2 {
+            return wrong("classes", "at least 2", &self.classes);
+        }
+        if self.width == 0 {
+            return wrong("width", "at least 1", &self.width);
+        }
+        if self.cardinality == 0 {
+            return wrong("cardinality", "at least 1", &self.cardinality);
+        }
+        if self.input.is_empty() {
+            return wrong("input", "an image with at least one pixel and channel", &self.input);
+        }
+        Ok(())
+    }
+}
+
+/// A network with its weights.
+pub struct Model {
+    config: Config,
+    layers: Vec<Box<dyn Layer>>,
+    dtype: DType,
+}
+
+impl Model {
+    /// A freshly initialised network; the weights are a pure function of `seed`.
+    ///
+    /// Initialisation as in the paper's code: convolution and linear weights N(0, 0.02), batch norm
+    /// scales N(1, 0.02), shifts 0, other biases uniform in `+-1 / sqrt(fan_in)`.
+    pub fn new(config: Config, seed: u64) -> Result<Self> {
+        config.check()?;
+        let layers = architectures::build(&config, seed)?;
+        Ok(Model {
+            config,
+            layers,
+            dtype: DType::F32,
+        })
+    }
+
+    /// What the network is.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Type of the weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Rounds weights and statistics to a dtype: f64 for gradient checks. Gradients start at 0.
+    pub fn to_dtype(&mut self, dtype: DType) {
+        nn::to_dtype(&mut self.layers, dtype);
+        self.dtype = dtype;
+    }
+
+    /// Logits `[n, 1, 1, classes]` of images `[n, h, w, c]`.
+    pub fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+        let expected = self.config.input.with_n(x.shape().n);
+        x.expect("Model::forward", "x", expected, self.dtype)?;
+        if expected.n == 0 {
+            return Err(Error::argument("Model::forward", "x", "at least one row", 0));
+        }
+        nn::forward_all(&mut self.layers, x, pass)
+    }
+
+    /// Gradient in the images of the last recorded forward pass; `dy` is the logits' gradient.
+    pub fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
+        nn::backward_all(&mut self.layers, dy, grads)
+    }
+
+    /// Calls `visit` with every named parameter and buffer, in a fixed order.
+    pub fn visit(&mut self, mut visit: impl FnMut(&str, Entry<'_>)) {
+        for layer in &mut self.layers {
+            layer.visit(&mut visit);
+        }
+    }
+
+    /// Calls `visit` with every parameter, in a fixed order.
+    pub fn visit_params(&mut self, mut visit: impl FnMut(&str, &mut Param)) {
+        self.visit(|name, entry| {
+            if let Entry::Param(param, _) = entry {
+                visit(name, param);
+            }
+        });
+    }
+
+    /// Number of trained numbers.
+    pub fn count_params(&mut self) -> usize {
+        let mut count = 0;
+        self.visit_params(|_, p| count += p.value.shape().len());
+        count
+    }
+
+    /// An error naming the first parameter or statistic that holds NaN or infinity.
+    pub fn check_finite(&mut self) -> Result<()> {
+        let mut first = None;
+        self.visit(|name, entry| {
+            let tensor = match entry {
+                Entry::Param(p, _) => &p.value,
+                Entry::Buffer(t, _) => t,
+                Entry::Count(_) => return,
+            };
+            let count = tensor.count_not_finite();
+            if count > 0 && first.is_none() {
+                first = Some(Error::NotFinite {
+                    what: name.to_string(),
+                    count,
+                    total: tensor.shape().len(),
+                });
+            }
+        });
+        first.map_or(Ok(()), Err)
+    }
+}

@@ -5,6 +5,7 @@
 //! gradients are returned, so overwritten.
 
 pub mod adam;
+pub mod tanh_space;
 pub mod add;
 pub mod batch_norm;
 pub mod conv2d;

@@ -17,6 +17,6 @@ pub struct Sgd {
 }
 
 /// `g = grad + weight_decay w; v = momentum v + g; w -= lr (nesterov ? g + momentum v : v)`.
-pub fn step(_w: &mut Tensor, _grad: &Tensor, _velocity: &mut Tensor, _sgd: Sgd) -> Result<()> {
+pub fn step(_w: &mut Tensor, _grad: &mut Tensor, _velocity: &mut Tensor, _sgd: Sgd) -> Result<()> {
     unimplemented!()
 }

@@ -1,0 +1,405 @@
+//! The L2 attack of Carlini and Wagner 2017, batched over images.
+//!
+//! Minimises `||x' - x||^2 + c max(Z_t - max_{i != t} Z_i, -kappa)` (signs of the margin swapped for
+//! a target) over `w`, `x' = (tanh w + 1) / 2`, by Adam. Every image is a row with its own constant,
+//! optimiser state and random draws: its result does not depend on the other rows, as long as batch
+//! norm uses running statistics.
+//!
+//! [`Protocol::Rse`] is the attack as the RSE paper ran it: one given `c`, 300 steps of 1e-3, one
+//! draw a step, the last iterate, success or not; pixels at 0 and 1 never move.
+//! [`Protocol::Search`] is the original: binary search over `c`, the closest success kept.
+
+use crate::attacks::Criterion;
+use crate::ensemble::Differentiable;
+use crate::error::{Error, Result};
+use crate::ops::adam::{self, Adam};
+use crate::ops::loss::argmax;
+use crate::ops::margin;
+use crate::ops::noise::Row;
+use crate::ops::tanh_space;
+use crate::tensor::Tensor;
+
+/// Which of the two published procedures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Protocol {
+    /// The RSE paper's: this `c`, and the last iterate.
+    Rse {
+        /// Weight of the margin, at least 0.
+        c: f64,
+    },
+    /// Carlini and Wagner's: binary search over `c`, best success kept.
+    Search {
+        /// First constant, above 0.
+        initial_c: f64,
+        /// Constants tried, at least 1.
+        search_steps: u32,
+        /// Give a constant up when the loss has not fallen by 0.01% over a tenth of the steps.
+        abort_early: bool,
+    },
+}
+
+/// The attack's parameters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CarliniWagner {
+    /// Which procedure.
+    pub protocol: Protocol,
+    /// Adam steps for each constant, at least 1.
+    pub steps: u32,
+    /// Adam's step size in `w`.
+    pub lr: f64,
+    /// Confidence: the margin, in logits, by which a success must be one; at least 0.
+    pub kappa: f64,
+}
+
+impl CarliniWagner {
+    /// The RSE paper's attack at constant `c`.
+    pub fn rse(c: f64) -> Self {
+        CarliniWagner {
+            protocol: Protocol::Rse { c },
+            steps: 300,
+            lr: 1e-3,
+            kappa: 0.0,
+        }
+    }
+
+    /// The original attack with its published parameters (9 constants, 10,000 steps each).
+    pub fn search() -> Self {
+        CarliniWagner {
+            protocol: Protocol::Search {
+                initial_c: 1e-3,
+                search_steps: 9,
+                abort_early: true,
+            },
+            steps: 10_000,
+            lr: 1e-2,
+            kappa: 0.0,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |arg, expected: &str, found: f64| {
+            Err(Error::argument("carlini_wagner", arg, expected, found))
+        };
+        if self.steps == 0 {
+            return wrong("steps", "at least 1", 0.0);
+        }
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            return wrong("lr", "a finite number above 0", self.lr);
+        }
+        if !(self.kappa.is_finite() && self.kappa >= 0.0) {
+            return wrong("kappa", "a finite number, at least 0", self.kappa);
+        }
+        match self.protocol {
+            Protocol::Rse { c } if !(c.is_finite() && c >= 0.0) => {
+                wrong("c", "a finite number, at least 0", c)
+            }
+            Protocol::Search { initial_c, .. } if !(initial_c.is_finite() && initial_c > 0.0) => {
+                wrong("initial c", "a finite number above 0", initial_c)
+            }
+            Protocol::Search {
+                search_steps: 0, ..
+            } => wrong("search steps", "at least 1", 0.0),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What became of one image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Found {
+    /// Whether the attack itself saw its criterion met (on the draws of its own steps).
+    pub success: bool,
+    /// `||x' - x||^2` of the image returned.
+    pub l2_squared: f64,
+    /// The constant that gave it; the last one tried where none did.
+    pub c: f64,
+    /// Forward passes, each of all EOT draws together. As many backward passes.
+    pub passes: u32,
+}
+
+/// Adversarial images, row by row, and what became of each.
+pub struct Outcome {
+    /// `[n, h, w, c]` in `[0, 1]`; the original image where a search found no success.
+    pub adversarial: Tensor,
+    /// One entry per row.
+    pub found: Vec<Found>,
+}
+
+/// Attacks images `x` `[n, h, w, c]` in `[0, 1]`. `ids[i]` is image `i`'s index in its data set: with
+/// the classifier's seed it names the draws the attack sees. `progress` is told every step (steps
+/// done, of at most how many) and may stop the attack by an error.
+pub fn attack(
+    net: &mut dyn Differentiable,
+    x: &Tensor,
+    ids: &[u32],
+    criterion: &Criterion,
+    params: &CarliniWagner,
+    progress: &mut dyn FnMut(u32, u32) -> Result<()>,
+) -> Result<Outcome> {
+    params.check()?;
+    let n = ids.len();
+    x.expect("carlini_wagner", "x", net.input().with_n(n), x.dtype())?;
+    criterion.check("carlini_wagner", n, net.classes())?;
+    match params.protocol {
+        Protocol::Rse { c } => {
+            let mut report = |step| progress(step, params.steps);
+            let descent = Descent {
+                net,
+                x,
+                ids,
+                criterion,
+                params,
+                shrink: 1.0,
+                abort_early: false,
+                first_draw: 0,
+            };
+            let last = descent.run(&vec![c; n], &mut report)?.last;
+            let squared = tanh_space::squared_distances(&last.images, x)?;
+            let found = (0..n).map(|i| Found {
+                success: last.success[i],
+                l2_squared: squared[i],
+                c,
+                passes: last.passes[i],
+            });
+            Ok(Outcome {
+                found: found.collect(),
+                adversarial: last.images,
+            })
+        }
+        Protocol::Search {
+            initial_c,
+            search_steps,
+            abort_early,
+        } => {
+            let mut search = Search::new(initial_c, n);
+            let mut found = vec![
+                Found {
+                    success: false,
+                    l2_squared: 0.0,
+                    c: initial_c,
+                    passes: 0,
+                };
+                n
+            ];
+            let mut best = x.clone();
+            for round in 0..search_steps {
+                if round + 1 == search_steps && search_steps >= 10 {
+                    search.repeat_upper();
+                }
+                let mut report =
+                    |step| progress(round * params.steps + step, search_steps * params.steps);
+                let descent = Descent {
+                    net,
+                    x,
+                    ids,
+                    criterion,
+                    params,
+                    shrink: 0.999_999,
+                    abort_early,
+                    first_draw: round * params.steps,
+                };
+                let result = descent.run(&search.c, &mut report)?;
+                for i in 0..n {
+                    let (f, c) = (&mut found[i], search.c[i]);
+                    f.passes += result.last.passes[i];
+                    match &result.closest[i] {
+                        Some((squared, image)) if !f.success || *squared < f.l2_squared => {
+                            (f.success, f.l2_squared, f.c) = (true, *squared, c);
+                            put_row(&mut best, i, image);
+                        }
+                        _ if !f.success => f.c = c,
+                        _ => {}
+                    }
+                    search.next(i, result.closest[i].is_some());
+                }
+            }
+            Ok(Outcome {
+                adversarial: best,
+                found,
+            })
+        }
+    }
+}
+
+/// Binary search over `c`, one per row: ten times as much until the first success, then halves.
+struct Search {
+    c: Vec<f64>,
+    lower: Vec<f64>,
+    upper: Vec<Option<f64>>,
+}
+
+impl Search {
+    fn new(initial: f64, n: usize) -> Self {
+        Search {
+            c: vec![initial; n],
+            lower: vec![0.0; n],
+            upper: vec![None; n],
+        }
+    }
+
+    fn next(&mut self, i: usize, success: bool) {
+        let (c, lower, upper) = (self.c[i], &mut self.lower[i], &mut self.upper[i]);
+        if success {
+            *upper = Some(upper.map_or(c, |u| u.min(c)));
+        } else {
+            *lower = lower.max(c);
+        }
+        self.c[i] = upper.map_or(10.0 * c, |u| 0.5 * (*lower + u));
+    }
+
+    /// The last of ten or more constants tries the smallest that succeeded once more.
+    fn repeat_upper(&mut self) {
+        for (c, upper) in self.c.iter_mut().zip(&self.upper) {
+            *c = upper.unwrap_or(*c);
+        }
+    }
+}
+
+/// One minimisation at given constants.
+struct Descent<'a> {
+    net: &'a mut dyn Differentiable,
+    x: &'a Tensor,
+    ids: &'a [u32],
+    criterion: &'a Criterion,
+    params: &'a CarliniWagner,
+    /// See [`tanh_space::from_image`].
+    shrink: f64,
+    abort_early: bool,
+    /// Draw of the first step.
+    first_draw: u32,
+}
+
+struct Last {
+    /// Iterate after the last step.
+    images: Tensor,
+    /// Whether the iterate in front of the last step met the criterion.
+    success: Vec<bool>,
+    passes: Vec<u32>,
+}
+
+struct Descended {
+    last: Last,
+    /// The closest success on the way and its squared distance.
+    closest: Vec<Option<(f64, Vec<f32>)>>,
+}
+
+impl Descent<'_> {
+    fn run(self, c: &[f64], progress: &mut dyn FnMut(u32) -> Result<()>) -> Result<Descended> {
+        let Descent {
+            net,
+            x,
+            ids,
+            criterion,
+            params,
+            ..
+        } = self;
+        let n = ids.len();
+        let adam = Adam {
+            lr: params.lr,
+            ..Adam::default()
+        };
+        let mut last = Last {
+            images: x.clone(),
+            success: vec![false; n],
+            passes: vec![0; n],
+        };
+        let mut closest = vec![None; n];
+        let mut previous_loss = vec![f64::INFINITY; n];
+        let check_every = (params.steps / 10).max(1);
+
+        // Rows still running: `active[r]` is the image in row `r` of these tensors.
+        let mut active: Vec<usize> = (0..n).collect();
+        let mut original = x.clone();
+        let mut w = tanh_space::from_image(x, self.shrink)?;
+        let mut m = Tensor::zeros(w.shape(), w.dtype());
+        let mut v = m.clone();
+
+        for step in 0..params.steps {
+            let adversarial = tanh_space::to_image(&w)?;
+            let rows: Vec<Row> = active
+                .iter()
+                .map(|&i| Row {
+                    id: ids[i],
+                    draw: self.first_draw + step,
+                })
+                .collect();
+            let classes: Vec<u32> = active.iter().map(|&i| criterion.classes()[i]).collect();
+            let weights: Vec<f64> = active.iter().map(|&i| c[i]).collect();
+            let mut margins = Vec::new();
+            let (scores, df) = net.input_grad(&adversarial, &rows, &mut |scores| {
+                let bad = scores.count_not_finite();
+                if bad > 0 {
+                    return Err(Error::NotFinite {
+                        what: format!("logits at attack step {step}"),
+                        count: bad,
+                        total: scores.shape().len(),
+                    });
+                }
+                let (values, gradient) = margin::forward_backward(
+                    scores,
+                    &classes,
+                    criterion.direction(),
+                    params.kappa,
+                    &weights,
+                )?;
+                margins = values;
+                Ok(gradient)
+            })?;
+            let (squared, dw) = tanh_space::backward(&adversarial, &original, &df)?;
+
+            let predictions = argmax(&scores)?;
+            for (r, &i) in active.iter().enumerate() {
+                last.passes[i] += 1;
+                last.success[i] =
+                    criterion.is_met(i, predictions[r]) && margins[r] <= -params.kappa;
+                let closer = |best: &Option<(f64, _)>| best.as_ref().is_none_or(|b| squared[r] < b.0);
+                if last.success[i] && closer(&closest[i]) {
+                    closest[i] = Some((squared[r], row(&adversarial, r).to_vec()));
+                }
+            }
+
+            let t = vec![step + 1; active.len()];
+            adam::step(&mut w, &dw, &mut m, &mut v, &t, adam)?;
+            progress(step + 1)?;
+
+            if self.abort_early && step % check_every == 0 {
+                let mut keep = Vec::new();
+                for (r, &i) in active.iter().enumerate() {
+                    let loss = squared[r] + c[i] * margins[r];
+                    if loss <= 0.9999 * previous_loss[i] {
+                        keep.push(r);
+                        previous_loss[i] = loss;
+                    }
+                }
+                if keep.len() < active.len() {
+                    let images = tanh_space::to_image(&w)?;
+                    for (r, &i) in active.iter().enumerate() {
+                        put_row(&mut last.images, i, row(&images, r));
+                    }
+                    active = keep.iter().map(|&r| active[r]).collect();
+                    for tensor in [&mut original, &mut w, &mut m, &mut v] {
+                        *tensor = tensor.gather_rows(&keep)?;
+                    }
+                }
+                if active.is_empty() {
+                    break;
+                }
+            }
+        }
+        let images = tanh_space::to_image(&w)?;
+        for (r, &i) in active.iter().enumerate() {
+            put_row(&mut last.images, i, row(&images, r));
+        }
+        Ok(Descended { last, closest })
+    }
+}
+
+fn row(images: &Tensor, r: usize) -> &[f32] {
+    let len = images.shape().row_len();
+    &images.data::<f32>()[r * len..][..len]
+}
+
+fn put_row(images: &mut Tensor, i: usize, pixels: &[f32]) {
+    let len = images.shape().row_len();
+    images.data_mut::<f32>()[i * len..][..len].copy_from_slice(pixels);
+}

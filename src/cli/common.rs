@@ -1,0 +1,233 @@
+//! What several commands share: weights, data, device, progress, output.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use noiseforge::data::{Dataset, Spec, Split};
+use noiseforge::io::checkpoint::Checkpoint;
+use noiseforge::models::{Arch, Config, Model, NoisePlacement};
+use noiseforge::tensor::Shape;
+
+/// A standard deviation on the command line.
+pub fn sigma(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(v) if v.is_finite() && v >= 0.0 => Ok(v),
+        _ => Err("expected a standard deviation: a finite number, at least 0".to_string()),
+    }
+}
+
+/// A count that must not be 0.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(v) if v > 0 => Ok(v),
+        _ => Err("expected a whole number, at least 1".to_string()),
+    }
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device;
+
+/// `auto` and `cpu` are the CPU; this build has no GPU code.
+pub fn device(text: &str) -> Result<Device, String> {
+    let cuda = |rest: &str| rest.strip_prefix(':').is_none_or(|n| n.parse::<u32>().is_ok());
+    match text {
+        "auto" | "cpu" => Ok(Device),
+        _ if text.strip_prefix("cuda").is_some_and(cuda) => {
+            Err("this build has no GPU code; use auto or cpu".to_string())
+        }
+        _ => Err("expected auto, cpu or cuda:N".to_string()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct DeviceArg {
+    /// Where to compute: auto, cpu or cuda:N
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub device: Device,
+}
+
+/// A network read from a file, and what its metadata leaves open.
+#[derive(Debug, Args)]
+pub struct WeightsArgs {
+    /// Weights: a safetensors file with a PyTorch state_dict's names
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// Network, for weights without metadata: vgg16, resnext29, model-a, small, linear
+    #[arg(long)]
+    pub model: Option<Arch>,
+    /// Channels of the first stage, for weights without metadata [default: the published network's]
+    #[arg(long, value_parser = positive)]
+    pub width: Option<usize>,
+    /// Groups of ResNeXt's 3x3 convolutions, for weights without metadata [default: 2]
+    #[arg(long, value_parser = positive)]
+    pub cardinality: Option<usize>,
+    /// Standard deviation of the noise on the image [default: the file's]
+    #[arg(long, value_name = "SIGMA", value_parser = sigma)]
+    pub init_noise: Option<f32>,
+    /// Standard deviation of the noise before every other convolution [default: the file's]
+    #[arg(long, value_name = "SIGMA", value_parser = sigma)]
+    pub inner_noise: Option<f32>,
+    /// Which layer carries the init noise: image or authors [default: the file's]
+    #[arg(long)]
+    pub noise_placement: Option<NoisePlacement>,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl WeightsArgs {
+    /// Reads the network. Images and classes are the data set's where the file names none.
+    pub fn load(&self, data: &Dataset) -> Result<Model> {
+        let describe = |found: Option<Config>, _: &Checkpoint| {
+            let mut config = match (found, self.model) {
+                (Some(config), None) => config,
+                (Some(config), Some(arch)) if config.arch == arch => config,
+                (found, Some(arch)) => {
+                    let new = Config::new(arch, data.image_shape(), data.classes().len());
+                    match found {
+                        Some(f) => new.with_noise(f.init_noise, f.inner_noise),
+                        None => new,
+                    }
+                }
+                (None, None) => {
+                    return Err(noiseforge::Error::file(
+                        &self.weights,
+                        "metadata naming the network, or --model on the command line",
+                        "neither",
+                    ));
+                }
+            };
+            config.width = self.width.unwrap_or(config.width);
+            config.cardinality = self.cardinality.unwrap_or(config.cardinality);
+            config.init_noise = self.init_noise.unwrap_or(config.init_noise);
+            config.inner_noise = self.inner_noise.unwrap_or(config.inner_noise);
+            config.placement = self.noise_placement.unwrap_or(config.placement);
+            Ok(config)
+        };
+        let (mut model, _) = Model::read(&self.weights, describe)?;
+        model
+            .check_finite()
+            .with_context(|| format!("{} cannot be used", self.weights.display()))?;
+        let (images, takes) = (data.image_shape(), model.config().input);
+        if images != takes {
+            bail!(
+                "images of the wrong size: the network takes {takes}, the data set holds {images}"
+            );
+        }
+        let (given, has) = (data.classes().len(), model.config().classes);
+        if given > has {
+            bail!("the data set has {given} classes, the network {has}");
+        }
+        Ok(model)
+    }
+}
+
+/// Whether a pass through this network is random.
+pub fn is_random(model: &Model) -> bool {
+    let config = model.config();
+    config.noise_at_test && (config.init_noise > 0.0 || config.inner_noise > 0.0)
+}
+
+/// Draws that make sense: one where nothing is random.
+pub fn useful_draws(model: &Model, asked: usize) -> usize {
+    if is_random(model) { asked } else { 1 }
+}
+
+/// One split of the data set; the procedural one does not depend on any seed given.
+pub fn load_data(spec: &Spec, split: Split) -> Result<Dataset> {
+    Ok(spec.load(split, 0)?)
+}
+
+/// `[1, h, w, c]` as JSON: h, w, c.
+pub fn shape_json(shape: Shape) -> serde_json::Value {
+    serde_json::json!([shape.h, shape.w, shape.c])
+}
+
+/// A network's description as JSON.
+pub fn config_json(config: &Config) -> serde_json::Value {
+    serde_json::json!({
+        "model": config.arch.name(),
+        "input": shape_json(config.input),
+        "classes": config.classes,
+        "width": config.width,
+        "cardinality": config.cardinality,
+        "init_noise": config.init_noise,
+        "inner_noise": config.inner_noise,
+        "noise_placement": config.placement.name(),
+        "noise_at_test": config.noise_at_test,
+        "relu_cap": config.relu_cap,
+    })
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Ctrl-C asks to stop at the next safe point; a second one stops at once.
+pub fn stop_on_ctrl_c() -> Result<&'static AtomicBool> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .context("cannot handle Ctrl-C")?;
+    Ok(&STOP)
+}
+
+/// An error once Ctrl-C was pressed.
+pub fn check_stop() -> noiseforge::Result<()> {
+    match STOP.load(Ordering::Relaxed) {
+        true => Err(noiseforge::Error::Interrupted),
+        false => Ok(()),
+    }
+}
+
+/// A progress bar on standard error; invisible where that is no terminal.
+pub fn bar(len: u64, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{prefix:>14} {bar:32} {pos}/{len} [{elapsed} < {eta}] {msg}",
+    )
+    .expect("a valid template");
+    let bar = ProgressBar::new(len).with_style(style).with_prefix(what.to_string());
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+/// Makes the folder, and makes sure that files can be written there.
+pub fn prepare_folder(folder: &Path) -> Result<()> {
+    let cannot = || format!("cannot write into {}", folder.display());
+    std::fs::create_dir_all(folder).with_context(cannot)?;
+    tempfile::tempfile_in(folder).with_context(cannot)?;
+    Ok(())
+}
+
+/// Makes sure, before a long computation, that a file can be written there.
+pub fn check_writable(file: &Path) -> Result<()> {
+    let folder = match file.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    if file.is_dir() {
+        bail!("cannot write {}: it is a folder", file.display());
+    }
+    tempfile::tempfile_in(folder).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(())
+}
+
+/// Writes a JSON file as a whole or not at all.
+pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    noiseforge::io::atomic::write_atomic(path, |out| {
+        serde_json::to_writer_pretty(&mut *out, value)?;
+        writeln!(out)
+    })?;
+    Ok(())
+}
+
+/// `12.34` for 0.1234.
+pub fn percent(share: f64) -> String {
+    format!("{:.2}", 100.0 * share)
+}

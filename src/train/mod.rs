@@ -1,0 +1,395 @@
+//! Training by noisy SGD: a fresh draw of the noise for every row and update.
+//!
+//! A run is a pure function of its settings, data and seed. Its state can be saved between any two
+//! steps and continued to the same bits.
+
+mod state;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::{Augment, Dataset};
+use crate::ensemble::{Classifier, Ensemble};
+use crate::error::{Error, Result};
+use crate::io::checkpoint::Checkpoint;
+use crate::models::Model;
+use crate::nn::{Grads, Mode, Pass};
+use crate::ops::loss::{argmax, cross_entropy};
+use crate::ops::noise::{Key, Purpose, Row};
+use crate::ops::sgd;
+use crate::optim::{Schedule, Sgd};
+
+/// Which weights a run ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Select {
+    /// Those of the last step.
+    #[default]
+    Last,
+    /// The paper's rule: the epoch with the best **test** accuracy, also reloaded at each phase's
+    /// end. It lets the test set choose, so its test accuracy is optimistic.
+    BestTest,
+}
+
+/// What fixes a training run, beside network and data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Passes over the training set, at least 1.
+    pub epochs: u32,
+    /// Rows of a batch, at least 2. A last batch of one row is left out.
+    pub batch: usize,
+    /// Optimiser; its learning rate is the schedule's base rate.
+    pub sgd: sgd::Sgd,
+    /// How the learning rate falls.
+    pub schedule: Schedule,
+    /// Which weights to end with.
+    pub select: Select,
+    /// Random crop and flip; `None` shows the images as they are.
+    pub augment: Option<Augment>,
+    /// Seed of the order, the augmentation and the noise.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            epochs: 200,
+            batch: 128,
+            sgd: sgd::Sgd {
+                lr: 0.1,
+                momentum: 0.9,
+                weight_decay: 5e-4,
+                nesterov: false,
+            },
+            schedule: Schedule::Phases,
+            select: Select::Last,
+            augment: Some(Augment { pad: 4, flip: true }),
+            seed: 0,
+        }
+    }
+}
+
+impl Settings {
+    fn check(&self) -> Result<()> {
+        let wrong = |arg, expected: &str, found: String| {
+            Err(Error::argument("train", arg, expected, found))
+        };
+        if self.epochs == 0 {
+            return wrong("epochs", "at least 1", self.epochs.to_string());
+        }
+        if self.batch < 2 {
+            return wrong("batch", "at least 2 rows", self.batch.to_string());
+        }
+        let sgd::Sgd {
+            lr,
+            momentum,
+            weight_decay,
+            ..
+        } = self.sgd;
+        if !(lr.is_finite() && lr > 0.0) {
+            return wrong("lr", "a finite number above 0", lr.to_string());
+        }
+        if !(0.0..1.0).contains(&momentum) {
+            return wrong("momentum", "at least 0 and below 1", momentum.to_string());
+        }
+        if !(weight_decay.is_finite() && weight_decay >= 0.0) {
+            return wrong("weight decay", "a finite number, at least 0", weight_decay.to_string());
+        }
+        Ok(())
+    }
+}
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochLog {
+    /// Epoch, counted from 1.
+    pub epoch: u32,
+    /// Learning rate of its last step.
+    pub lr: f64,
+    /// Mean cross-entropy over its rows, in nats, each seen with one draw during training.
+    pub train_loss: f64,
+    /// Share of its rows classified right, seen the same way.
+    pub train_accuracy: f64,
+    /// Mean cross-entropy on the test set, one draw.
+    pub test_loss: f64,
+    /// Accuracy on the test set, one draw.
+    pub test_accuracy: f64,
+}
+
+/// What a run tells while it runs.
+pub enum Event<'a> {
+    /// A step is done.
+    Step {
+        /// Epoch, counted from 1.
+        epoch: u32,
+        /// Steps done in it.
+        step: usize,
+        /// Steps it has.
+        steps: usize,
+        /// Rows of the step.
+        rows: usize,
+        /// Mean loss since the epoch's start.
+        loss: f64,
+        /// Accuracy since the epoch's start.
+        accuracy: f64,
+    },
+    /// An epoch is done.
+    Epoch(&'a EpochLog),
+}
+
+/// Where a run stands between two steps.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    epoch: u32,
+    /// Batches done in the epoch.
+    batch: usize,
+    /// Steps done in all: the draw of the next step's noise.
+    step: u64,
+    /// Sums over the epoch's rows.
+    loss: f64,
+    correct: u64,
+    rows: u64,
+    log: Vec<EpochLog>,
+    /// Best test accuracy so far, and its epoch.
+    best: Option<(f64, u32)>,
+}
+
+/// A training run.
+pub struct Trainer<'a> {
+    model: &'a mut Model,
+    settings: Settings,
+    train: &'a Dataset,
+    test: &'a Dataset,
+    optimizer: Sgd,
+    progress: Progress,
+    best: Option<Checkpoint>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run that has not begun.
+    pub fn new(
+        model: &'a mut Model,
+        train: &'a Dataset,
+        test: &'a Dataset,
+        settings: Settings,
+    ) -> Result<Self> {
+        settings.check()?;
+        for (arg, data) in [("train", train), ("test", test)] {
+            let config = model.config();
+            if data.image_shape() != config.input {
+                let (expected, found) = (config.input, data.image_shape());
+                return Err(Error::argument("train", arg, expected, found));
+            }
+            if data.classes().len() != config.classes {
+                let expected = format!("{} classes", config.classes);
+                return Err(Error::argument("train", arg, expected, data.classes().len()));
+            }
+        }
+        if train.len() < 2 {
+            return Err(Error::argument("train", "train", "at least 2 images", train.len()));
+        }
+        let optimizer = Sgd::new(model, settings.sgd);
+        Ok(Trainer {
+            model,
+            settings,
+            train,
+            test,
+            optimizer,
+            progress: Progress::default(),
+            best: None,
+        })
+    }
+
+    /// The lines of the log so far.
+    pub fn log(&self) -> &[EpochLog] {
+        &self.progress.log
+    }
+
+    /// Whether every epoch is done.
+    pub fn is_done(&self) -> bool {
+        self.progress.epoch >= self.settings.epochs
+    }
+
+    /// Epochs done.
+    pub fn epochs_done(&self) -> u32 {
+        self.progress.epoch
+    }
+
+    /// Batches done in the current epoch.
+    pub fn batches_done(&self) -> usize {
+        self.progress.batch
+    }
+
+    /// Steps of an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        let (n, batch) = (self.train.len(), self.settings.batch);
+        n / batch + usize::from(n % batch > 1)
+    }
+
+    /// The network as it stands.
+    pub fn model(&mut self) -> &mut Model {
+        self.model
+    }
+
+    /// Trains until every epoch is done, or until `stop` is set: then [`Error::Interrupted`], with
+    /// the state between two steps. A loss that is not finite is an error.
+    pub fn run(
+        &mut self,
+        stop: &AtomicBool,
+        observe: &mut dyn FnMut(&mut Self, Event<'_>) -> Result<()>,
+    ) -> Result<()> {
+        while !self.is_done() {
+            let order = self
+                .train
+                .shuffled_indices(self.settings.seed, self.progress.epoch);
+            let steps = self.steps_per_epoch();
+            while self.progress.batch < steps {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(Error::Interrupted);
+                }
+                let start = self.progress.batch * self.settings.batch;
+                let end = (start + self.settings.batch).min(order.len());
+                self.step(&order[start..end])?;
+                let Progress {
+                    epoch,
+                    batch,
+                    loss,
+                    correct,
+                    rows,
+                    ..
+                } = self.progress;
+                let event = Event::Step {
+                    epoch: epoch + 1,
+                    step: batch,
+                    steps,
+                    rows: end - start,
+                    loss: loss / rows as f64,
+                    accuracy: correct as f64 / rows as f64,
+                };
+                observe(self, event)?;
+            }
+            let line = self.end_epoch()?;
+            observe(self, Event::Epoch(&line))?;
+        }
+        Ok(())
+    }
+
+    fn rate(&self) -> f64 {
+        let steps = self.steps_per_epoch() as u64 * u64::from(self.settings.epochs);
+        self.settings.schedule.rate(
+            self.settings.sgd.lr,
+            self.progress.epoch,
+            self.settings.epochs,
+            self.progress.step,
+            steps,
+        )
+    }
+
+    /// `w <- w - lr grad loss(f_eps(w, x), y)`, one draw `eps` per row.
+    fn step(&mut self, indices: &[usize]) -> Result<()> {
+        let Settings { seed, augment, .. } = &self.settings;
+        let (x, labels) = match augment {
+            Some(augment) => {
+                self.train
+                    .augmented_batch(indices, augment, *seed, self.progress.epoch)?
+            }
+            None => self.train.batch(indices)?,
+        };
+        let draw = u32::try_from(self.progress.step).map_err(|_| {
+            Error::argument("train", "epochs", "fewer than 2^32 steps", self.progress.step)
+        })?;
+        let pass = Pass {
+            mode: Mode::Train,
+            noise: Some(Key::consecutive(*seed, Purpose::Train, 0, indices.len(), draw)),
+            record: true,
+        };
+        let logits = self.model.forward(x, &pass)?;
+        let (losses, dlogits) = cross_entropy(&logits, &labels)?;
+        let bad = losses.iter().filter(|l| !l.is_finite()).count();
+        if bad > 0 {
+            return Err(Error::NotFinite {
+                what: format!(
+                    "training loss at step {} (epoch {}); a smaller learning rate may help",
+                    self.progress.step,
+                    self.progress.epoch + 1
+                ),
+                count: bad,
+                total: losses.len(),
+            });
+        }
+        self.model.backward(dlogits, Grads::Accumulate)?;
+        self.optimizer.settings.lr = self.rate();
+        self.optimizer.step(self.model)?;
+
+        let right = argmax(&logits)?.iter().zip(&labels).filter(|(p, l)| p == l).count();
+        let progress = &mut self.progress;
+        progress.loss += losses.iter().sum::<f64>();
+        progress.correct += right as u64;
+        progress.rows += losses.len() as u64;
+        progress.batch += 1;
+        progress.step += 1;
+        Ok(())
+    }
+
+    fn end_epoch(&mut self) -> Result<EpochLog> {
+        let epoch = self.progress.epoch;
+        let (test_loss, test_accuracy) = self.evaluate(epoch)?;
+        let line = EpochLog {
+            epoch: epoch + 1,
+            lr: self.optimizer.settings.lr,
+            train_loss: self.progress.loss / self.progress.rows as f64,
+            train_accuracy: self.progress.correct as f64 / self.progress.rows as f64,
+            test_loss,
+            test_accuracy,
+        };
+        self.progress.log.push(line.clone());
+
+        let next = epoch + 1;
+        let (schedule, epochs) = (self.settings.schedule, self.settings.epochs);
+        let phase_ends =
+            next == epochs || schedule.phase(next, epochs) != schedule.phase(epoch, epochs);
+        if self.settings.select == Select::BestTest {
+            if self.progress.best.is_none_or(|(best, _)| test_accuracy > best) {
+                self.progress.best = Some((test_accuracy, next));
+                self.best = Some(self.model.to_checkpoint());
+            }
+            if phase_ends && let Some(best) = &self.best {
+                self.model.load_checkpoint("best epoch".as_ref(), best)?;
+            }
+        }
+        if phase_ends {
+            self.optimizer.reset();
+        }
+        let log = std::mem::take(&mut self.progress.log);
+        self.progress = Progress {
+            epoch: next,
+            step: self.progress.step,
+            best: self.progress.best,
+            log,
+            ..Progress::default()
+        };
+        Ok(line)
+    }
+
+    /// Mean loss and accuracy on the test set, one draw (the epoch's).
+    fn evaluate(&mut self, epoch: u32) -> Result<(f64, f64)> {
+        let n = self.test.len();
+        let mut net = Ensemble::new(self.model, self.settings.seed, Purpose::Eval, 1)?;
+        let (mut loss, mut right) = (0.0, 0);
+        let indices: Vec<usize> = (0..n).collect();
+        for chunk in indices.chunks(net.chunk) {
+            let (x, labels) = self.test.batch(chunk)?;
+            let rows: Vec<Row> = chunk
+                .iter()
+                .map(|&i| Row {
+                    id: i as u32,
+                    draw: epoch,
+                })
+                .collect();
+            let logits = net.logits(&x, &rows)?;
+            loss += cross_entropy(&logits, &labels)?.0.iter().sum::<f64>();
+            right += argmax(&logits)?.iter().zip(&labels).filter(|(p, l)| p == l).count();
+        }
+        Ok((loss / n as f64, right as f64 / n as f64))
+    }
+}

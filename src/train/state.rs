@@ -1,0 +1,148 @@
+//! A training run's state as one file, so that it is either all there or not at all.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Progress, Select, Settings, Trainer};
+use crate::error::{Error, Result};
+use crate::io::checkpoint::Checkpoint;
+use crate::models::{from_array, to_array};
+use crate::nn::Entry;
+
+impl Settings {
+    /// The settings as they stand in a state file: what must agree for a run to be continued.
+    fn to_metadata(&self) -> BTreeMap<String, String> {
+        let augment = self.augment.as_ref();
+        [
+            ("epochs", self.epochs.to_string()),
+            ("batch", self.batch.to_string()),
+            ("lr", self.sgd.lr.to_string()),
+            ("momentum", self.sgd.momentum.to_string()),
+            ("weight_decay", self.sgd.weight_decay.to_string()),
+            ("nesterov", self.sgd.nesterov.to_string()),
+            ("schedule", self.schedule.to_string()),
+            ("select_best_test", (self.select == Select::BestTest).to_string()),
+            ("augment_pad", augment.map_or(0, |a| a.pad).to_string()),
+            ("augment_flip", augment.is_some_and(|a| a.flip).to_string()),
+            ("seed", self.seed.to_string()),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_string(), v))
+        .collect()
+    }
+}
+
+/// Prefixes of the tensors in a state file.
+const MODEL: &str = "model.";
+const VELOCITY: &str = "velocity.";
+const BEST: &str = "best.";
+
+fn with_prefix(prefix: &str, from: &Checkpoint, to: &mut Checkpoint) {
+    for (name, array) in &from.tensors {
+        to.tensors.insert(format!("{prefix}{name}"), array.clone());
+    }
+}
+
+fn without_prefix(prefix: &str, from: &Checkpoint) -> Checkpoint {
+    let tensors = from
+        .tensors
+        .iter()
+        .filter_map(|(name, array)| Some((name.strip_prefix(prefix)?.to_string(), array.clone())))
+        .collect();
+    Checkpoint {
+        tensors,
+        metadata: BTreeMap::new(),
+    }
+}
+
+impl Trainer<'_> {
+    /// Everything that is needed to continue: weights, statistics, velocities, best weights so far,
+    /// progress, and the settings it was made with.
+    fn to_state(&mut self) -> Checkpoint {
+        let mut state = Checkpoint {
+            tensors: BTreeMap::new(),
+            metadata: self.model.config().to_metadata(),
+        };
+        with_prefix(MODEL, &self.model.to_checkpoint(), &mut state);
+        if let Some(best) = &self.best {
+            with_prefix(BEST, best, &mut state);
+        }
+        let mut velocity = self.optimizer.velocity.iter();
+        self.model.visit(|name, entry| {
+            if let Entry::Param(_, layout) = entry {
+                let v = velocity.next().expect("one velocity per parameter");
+                state
+                    .tensors
+                    .insert(format!("{VELOCITY}{name}"), to_array(v, layout));
+            }
+        });
+        state.metadata.extend(self.settings.to_metadata());
+        state.metadata.extend(self.data_metadata());
+        let progress = serde_json::to_string(&self.progress).expect("plain numbers");
+        state.metadata.insert("progress".to_string(), progress);
+        state
+    }
+
+    fn data_metadata(&self) -> BTreeMap<String, String> {
+        [("train_images", self.train), ("test_images", self.test)]
+            .into_iter()
+            .map(|(key, data)| (key.to_string(), data.len().to_string()))
+            .collect()
+    }
+
+    /// Writes the state; the file is replaced as a whole or not at all.
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        self.to_state().write(path)
+    }
+
+    /// Continues from a saved state. An error names the first setting that differs from the one
+    /// the state was made with.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        let state = Checkpoint::read(path)?;
+        let mut expected = self.model.config().to_metadata();
+        expected.extend(self.settings.to_metadata());
+        expected.extend(self.data_metadata());
+        for (key, value) in &expected {
+            match state.metadata.get(key) {
+                Some(found) if found == value => {}
+                found => {
+                    let found = found.map_or("nothing", |f| f.as_str());
+                    let was = format!("a run with {key} = {value}, as asked for now");
+                    return Err(Error::file(path, was, format_args!("{key} = {found}")));
+                }
+            }
+        }
+        let progress: Progress = state
+            .metadata
+            .get("progress")
+            .and_then(|text| serde_json::from_str(text).ok())
+            .ok_or_else(|| Error::file(path, "a run's progress in the metadata", "none"))?;
+
+        self.model.load_checkpoint(path, &without_prefix(MODEL, &state))?;
+        let best = without_prefix(BEST, &state);
+        let mut velocity = self.optimizer.velocity.iter_mut();
+        let mut result = Ok(());
+        self.model.visit(|name, entry| {
+            let Entry::Param(param, layout) = entry else { return };
+            let v = velocity.next().expect("one velocity per parameter");
+            let read = || {
+                let name = format!("{VELOCITY}{name}");
+                let array = state.tensors.get(&name).ok_or_else(|| {
+                    Error::file(path, format_args!("`{name}`"), "no tensor of that name")
+                })?;
+                let tensor = from_array(array, layout)?;
+                tensor.expect("Trainer::resume", "velocity", param.value.shape(), v.dtype())?;
+                Ok(tensor)
+            };
+            match read() {
+                Ok(tensor) => *v = tensor,
+                Err(e) if result.is_ok() => result = Err(e),
+                Err(_) => {}
+            }
+        });
+        result?;
+        self.best = (!best.tensors.is_empty()).then_some(best);
+        self.progress = progress;
+        Ok(())
+    }
+}
