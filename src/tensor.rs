@@ -6,7 +6,12 @@
 
 use std::fmt;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
+
+/// Elements a thread clears at a time.
+const CLEAR_BLOCK: usize = 1 << 18;
 
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -324,6 +329,14 @@ impl Tensor {
             }
             Tensor::from_vec(shape, out)
         })
+    }
+
+    /// Sets every element to 0.
+    pub fn clear(&mut self) {
+        dispatch!(self.dtype(), T => self
+            .data_mut::<T>()
+            .par_chunks_mut(CLEAR_BLOCK)
+            .for_each(|block| block.fill(T::of(0.0))));
     }
 
     /// Number of elements that are NaN or infinite.

@@ -1,7 +1,11 @@
 //! Adam (Kingma and Ba 2015).
 
-use crate::error::Result;
-use crate::tensor::Tensor;
+use rayon::prelude::*;
+
+use super::simd::{BLOCK, block_of, multiversion};
+use crate::dispatch;
+use crate::error::{Error, Result};
+use crate::tensor::{Real, Tensor};
 
 /// Hyper-parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,15 +31,118 @@ impl Default for Adam {
     }
 }
 
+/// Factors of one row's update: `step = lr / (1 - beta1^t)`, `root = 1 / sqrt(1 - beta2^t)`.
+#[derive(Clone, Copy)]
+struct Rates<T> {
+    beta1: T,
+    rest1: T,
+    beta2: T,
+    rest2: T,
+    step: T,
+    root: T,
+    eps: T,
+}
+
+impl<T: Real> Rates<T> {
+    fn new(adam: Adam, t: u32) -> Self {
+        let t = f64::from(t);
+        Rates {
+            beta1: T::of(adam.beta1),
+            rest1: T::of(1.0 - adam.beta1),
+            beta2: T::of(adam.beta2),
+            rest2: T::of(1.0 - adam.beta2),
+            step: T::of(adam.lr / (1.0 - adam.beta1.powf(t))),
+            root: T::of(1.0 / (1.0 - adam.beta2.powf(t)).sqrt()),
+            eps: T::of(adam.eps),
+        }
+    }
+}
+
+multiversion! {
+    fn update<T>(w: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], r: Rates<T>) {
+        for (((w, &g), m), v) in w.iter_mut().zip(grad).zip(m).zip(v) {
+            *m = r.beta1 * *m + r.rest1 * g;
+            *v = r.beta2 * *v + r.rest2 * (g * g);
+            // w -= lr mhat / (sqrt(vhat) + eps), the hats (1 - beta^t) in `step` and `root`
+            *w -= r.step * *m / (v.sqrt() * r.root + r.eps);
+        }
+    }
+}
+
 /// One update; `t[i]` counts row `i`'s steps from 1, so that rows of a batch may start anew.
 /// `w`, `grad`, `m`, `v` have one shape, `t` has `n` entries; a row with `t = 0` stays untouched.
+///
+/// Errors: a tensor does not fit `w`; `t` has not `n` entries; a beta outside `[0, 1)`, or `lr` or
+/// `eps` negative or not finite.
 pub fn step(
-    _w: &mut Tensor,
-    _grad: &Tensor,
-    _m: &mut Tensor,
-    _v: &mut Tensor,
-    _t: &[u32],
-    _adam: Adam,
+    w: &mut Tensor,
+    grad: &Tensor,
+    m: &mut Tensor,
+    v: &mut Tensor,
+    t: &[u32],
+    adam: Adam,
 ) -> Result<()> {
-    unimplemented!()
+    const OP: &str = "adam::step";
+    let shape = w.shape();
+    grad.expect(OP, "grad", shape, w.dtype())?;
+    m.expect(OP, "m", shape, w.dtype())?;
+    v.expect(OP, "v", shape, w.dtype())?;
+    if t.len() != shape.n {
+        let expected = format_args!("{} entries, one per row", shape.n).to_string();
+        return Err(Error::argument(OP, "t", expected, t.len()));
+    }
+    for (arg, value) in [("adam.lr", adam.lr), ("adam.eps", adam.eps)] {
+        if !(value.is_finite() && value >= 0.0) {
+            return Err(Error::argument(
+                OP,
+                arg,
+                "a finite number, at least 0",
+                value,
+            ));
+        }
+    }
+    for (arg, value) in [("adam.beta1", adam.beta1), ("adam.beta2", adam.beta2)] {
+        if !(0.0..1.0).contains(&value) {
+            return Err(Error::argument(OP, arg, "a number in [0, 1)", value));
+        }
+    }
+    if !shape.is_empty() {
+        dispatch!(w.dtype(), T => step_typed::<T>(w, grad, m, v, t, adam));
+    }
+    Ok(())
+}
+
+fn step_typed<T: Real>(
+    w: &mut Tensor,
+    grad: &Tensor,
+    m: &mut Tensor,
+    v: &mut Tensor,
+    t: &[u32],
+    adam: Adam,
+) {
+    let row = w.shape().row_len();
+    let (w, grad) = (w.data_mut::<T>(), grad.data::<T>());
+    let (m, v) = (m.data_mut::<T>(), v.data_mut::<T>());
+    let rows = |w: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], t: &[u32]| {
+        let tensors = w.chunks_mut(row).zip(grad.chunks(row));
+        let moments = m.chunks_mut(row).zip(v.chunks_mut(row));
+        for (((w, grad), (m, v)), &t) in tensors.zip(moments).zip(t) {
+            if t > 0 {
+                update(w, grad, m, v, Rates::new(adam, t));
+            }
+        }
+    };
+    if w.len() <= BLOCK {
+        return rows(w, grad, m, v, t);
+    }
+    let block = block_of(row);
+    (
+        w.par_chunks_mut(block),
+        grad.par_chunks(block),
+        m.par_chunks_mut(block),
+        v.par_chunks_mut(block),
+        t.par_chunks(block / row),
+    )
+        .into_par_iter()
+        .for_each(|(w, grad, m, v, t)| rows(w, grad, m, v, t));
 }

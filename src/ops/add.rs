@@ -1,9 +1,28 @@
 //! Residual addition, `y = a + b`; the gradient of both is `dy`.
 
+use super::simd::{BLOCK, for_blocks, multiversion};
+use crate::dispatch;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
+multiversion! {
+    fn add_into<T>(a: &mut [T], b: &[T]) {
+        for (a, &b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+    }
+}
+
 /// `a + b`, both `[n, h, w, c]`. Writes into `a`'s storage if it is not shared.
-pub fn forward(_a: Tensor, _b: &Tensor) -> Result<Tensor> {
-    unimplemented!()
+///
+/// Errors: `b` has another shape or dtype than `a`.
+pub fn forward(mut a: Tensor, b: &Tensor) -> Result<Tensor> {
+    b.expect("add::forward", "b", a.shape(), a.dtype())?;
+    dispatch!(a.dtype(), T => {
+        let b = b.data::<T>();
+        for_blocks(b.len(), a.data_mut::<T>(), BLOCK, |start, a| {
+            add_into(a, &b[start..start + a.len()]);
+        });
+    });
+    Ok(a)
 }

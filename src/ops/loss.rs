@@ -1,22 +1,137 @@
 //! Softmax and softmax cross-entropy.
 
-use crate::error::Result;
-use crate::tensor::Tensor;
+use super::simd::{block_of, for_blocks};
+use crate::dispatch;
+use crate::error::{Error, Result};
+use crate::tensor::{Real, Shape, Tensor};
+
+/// An error unless these are logits: `[n, 1, 1, classes]` with at least one row and class.
+pub(super) fn check_logits(op: &'static str, logits: &Tensor) -> Result<Shape> {
+    let shape = logits.shape();
+    if shape.h != 1 || shape.w != 1 || shape.is_empty() {
+        return Err(Error::argument(op, "logits", "[n, 1, 1, classes]", shape));
+    }
+    Ok(shape)
+}
+
+/// An error naming the row unless there is one class in `0..classes` per row.
+pub(super) fn check_classes(
+    op: &'static str,
+    arg: &'static str,
+    classes: &[u32],
+    logits: Shape,
+) -> Result<()> {
+    if classes.len() != logits.n {
+        let expected = format!("{} entries, one per row", logits.n);
+        return Err(Error::argument(op, arg, expected, classes.len()));
+    }
+    match classes.iter().position(|&t| t as usize >= logits.c) {
+        None => Ok(()),
+        Some(row) => Err(Error::argument(
+            op,
+            arg,
+            format_args!("classes below {}", logits.c),
+            format_args!("{} in row {row}", classes[row]),
+        )),
+    }
+}
+
+/// Position of the largest entry, the first of equals; the first NaN if there is one.
+fn largest<T: Real>(row: &[T]) -> usize {
+    let mut best = 0;
+    for (i, &z) in row.iter().enumerate() {
+        if z > row[best] || (z.is_nan() && !row[best].is_nan()) {
+            best = i;
+        }
+    }
+    best
+}
+
+/// Maximum `m` of a row and `s = sum of exp(z_i - m)` over all entries but that one, so that the
+/// log-sum-exp is `m + ln(1 + s)`: no overflow, and no digit lost where one logit dominates.
+fn max_and_rest<T: Real>(row: &[T]) -> (f64, f64) {
+    let best = largest(row);
+    let m = row[best].f64();
+    let rest = row.iter().enumerate().filter(|&(i, _)| i != best);
+    (m, rest.map(|(_, z)| (z.f64() - m).exp()).sum())
+}
 
 /// Loss per row, in nats (f64, from a stable log-sum-exp), and the gradient of the **mean** over
 /// rows in the logits. logits `[n, 1, 1, classes]`, labels `n` class indices.
-pub fn cross_entropy(_logits: &Tensor, _labels: &[u32]) -> Result<(Vec<f64>, Tensor)> {
-    unimplemented!()
+///
+/// The loss of a row that holds a NaN or plus infinity is not finite.
+///
+/// Errors: other shapes; a label that is not below `classes`, with its row.
+pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<(Vec<f64>, Tensor)> {
+    const OP: &str = "loss::cross_entropy";
+    let shape = check_logits(OP, logits)?;
+    check_classes(OP, "labels", labels, shape)?;
+    let n = shape.n as f64;
+    dispatch!(logits.dtype(), T => {
+        let mut grad = Vec::with_capacity(shape.len());
+        let mut loss = Vec::with_capacity(shape.n);
+        for (row, &label) in logits.data::<T>().chunks(shape.c).zip(labels) {
+            let (m, rest) = max_and_rest(row);
+            loss.push((m - row[label as usize].f64()) + rest.ln_1p());
+            for (i, z) in row.iter().enumerate() {
+                let p = (z.f64() - m).exp() / (1.0 + rest);
+                let hit = if i == label as usize { 1.0 } else { 0.0 };
+                grad.push(T::of((p - hit) / n));
+            }
+        }
+        Ok((loss, Tensor::from_vec(shape, grad)?))
+    })
 }
-/// Softmax of each row.
-pub fn softmax(_logits: &Tensor) -> Result<Tensor> {
-    unimplemented!()
+
+/// Applies `f(row, maximum, rest)` to every row of the logits, in double precision.
+fn map_rows(
+    op: &'static str,
+    logits: &Tensor,
+    f: impl Fn(f64, f64, f64) -> f64 + Sync,
+) -> Result<Tensor> {
+    let shape = check_logits(op, logits)?;
+    dispatch!(logits.dtype(), T => {
+        let data = logits.data::<T>();
+        let mut out = vec![T::of(0.0); shape.len()];
+        for_blocks(shape.len(), &mut out, block_of(shape.c), |start, out| {
+            let rows = data[start..start + out.len()].chunks(shape.c);
+            for (out, row) in out.chunks_mut(shape.c).zip(rows) {
+                let (m, rest) = max_and_rest(row);
+                for (out, z) in out.iter_mut().zip(row) {
+                    *out = T::of(f(z.f64(), m, rest));
+                }
+            }
+        });
+        Tensor::from_vec(shape, out)
+    })
 }
-/// Logarithm of the softmax of each row.
-pub fn log_softmax(_logits: &Tensor) -> Result<Tensor> {
-    unimplemented!()
+
+/// Softmax of each row. logits and result `[n, 1, 1, classes]`.
+///
+/// Errors: other shapes.
+pub fn softmax(logits: &Tensor) -> Result<Tensor> {
+    map_rows("loss::softmax", logits, |z, m, rest| {
+        (z - m).exp() / (1.0 + rest)
+    })
 }
-/// Index of the largest entry of each row (the first of equals).
-pub fn argmax(_logits: &Tensor) -> Result<Vec<u32>> {
-    unimplemented!()
+
+/// Logarithm of the softmax of each row. logits and result `[n, 1, 1, classes]`.
+///
+/// Errors: other shapes.
+pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
+    map_rows("loss::log_softmax", logits, |z, m, rest| {
+        (z - m) - rest.ln_1p()
+    })
+}
+
+/// Index of the largest entry of each row (the first of equals; of the first NaN if there is one).
+/// logits `[n, 1, 1, classes]`.
+///
+/// Errors: other shapes.
+pub fn argmax(logits: &Tensor) -> Result<Vec<u32>> {
+    let shape = check_logits("loss::argmax", logits)?;
+    dispatch!(logits.dtype(), T => {
+        let rows = logits.data::<T>().chunks(shape.c);
+        Ok(rows.map(|row| largest(row) as u32).collect())
+    })
 }

@@ -1,7 +1,9 @@
-//! The Carlini-Wagner margin on logits.
+//! The Carlini-Wagner margin on logits (Carlini and Wagner 2017, f_6).
 
-use crate::error::Result;
-use crate::tensor::Tensor;
+use super::loss::{check_classes, check_logits};
+use crate::dispatch;
+use crate::error::{Error, Result};
+use crate::tensor::{Real, Tensor};
 
 /// Whether an attack moves away from a class or towards one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,12 +16,72 @@ pub enum Direction {
 
 /// Margin per row (in f64) and the gradient of the **sum** over rows in the logits, each row's
 /// scaled by `weight[i]` (C&W's c). The hinge's gradient is 0 where the margin is at or below `-kappa`.
+///
+/// logits and gradient `[n, 1, 1, classes]`; the margins themselves are not scaled. Of equally
+/// large other classes the first gets the gradient. A row with a NaN has a NaN margin.
+///
+/// Errors: other shapes; fewer than two classes; a class that is not below `classes`, with its
+/// row; `kappa` negative or not finite; a weight that is not finite, with its row.
 pub fn forward_backward(
-    _logits: &Tensor,
-    _classes: &[u32],
-    _direction: Direction,
-    _kappa: f64,
-    _weight: &[f64],
+    logits: &Tensor,
+    classes: &[u32],
+    direction: Direction,
+    kappa: f64,
+    weight: &[f64],
 ) -> Result<(Vec<f64>, Tensor)> {
-    unimplemented!()
+    const OP: &str = "margin::forward_backward";
+    let shape = check_logits(OP, logits)?;
+    if shape.c < 2 {
+        return Err(Error::argument(OP, "logits", "at least 2 classes", shape));
+    }
+    check_classes(OP, "classes", classes, shape)?;
+    if !(kappa.is_finite() && kappa >= 0.0) {
+        return Err(Error::argument(
+            OP,
+            "kappa",
+            "a finite number, at least 0",
+            kappa,
+        ));
+    }
+    if weight.len() != shape.n {
+        let expected = format!("{} entries, one per row", shape.n);
+        return Err(Error::argument(OP, "weight", expected, weight.len()));
+    }
+    if let Some(row) = weight.iter().position(|c| !c.is_finite()) {
+        let found = format!("{} in row {row}", weight[row]);
+        return Err(Error::argument(OP, "weight", "finite numbers", found));
+    }
+    let sign = match direction {
+        Direction::Away => 1.0,
+        Direction::Towards => -1.0,
+    };
+    dispatch!(logits.dtype(), T => {
+        let mut grad = Tensor::zeros(shape, logits.dtype());
+        let mut margins = Vec::with_capacity(shape.n);
+        let rows = logits.data::<T>().chunks(shape.c).zip(grad.data_mut::<T>().chunks_mut(shape.c));
+        for ((row, grad), (&t, &c)) in rows.zip(classes.iter().zip(weight)) {
+            let t = t as usize;
+            let other = largest_other(row, t);
+            let margin = sign * (row[t].f64() - row[other].f64());
+            if margin <= -kappa {
+                margins.push(-kappa);
+            } else {
+                margins.push(margin);
+                grad[t] = T::of(sign * c);
+                grad[other] = T::of(-sign * c);
+            }
+        }
+        Ok((margins, grad))
+    })
+}
+
+/// Position of the largest entry but `t`'s (the first of equals; of the first NaN if there is one).
+fn largest_other<T: Real>(row: &[T], t: usize) -> usize {
+    let mut best = usize::from(t == 0);
+    for (i, &z) in row.iter().enumerate() {
+        if i != t && (z > row[best] || (z.is_nan() && !row[best].is_nan())) {
+            best = i;
+        }
+    }
+    best
 }

@@ -17,3 +17,4 @@ pub mod noisy_conv2d;
 pub mod pool2d;
 pub mod relu;
 pub mod sgd;
+mod simd;

@@ -1,7 +1,11 @@
 //! Stochastic gradient descent with momentum and weight decay (PyTorch's rule).
 
-use crate::error::Result;
-use crate::tensor::Tensor;
+use rayon::prelude::*;
+
+use super::simd::{BLOCK, multiversion};
+use crate::dispatch;
+use crate::error::{Error, Result};
+use crate::tensor::{Real, Tensor};
 
 /// Hyper-parameters of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,7 +20,59 @@ pub struct Sgd {
     pub nesterov: bool,
 }
 
+multiversion! {
+    fn update<T>(w: &mut [T], grad: &[T], velocity: &mut [T], sgd: Sgd) {
+        let (lr, momentum) = (T::of(sgd.lr), T::of(sgd.momentum));
+        let weight_decay = T::of(sgd.weight_decay);
+        for ((w, &grad), v) in w.iter_mut().zip(grad).zip(velocity) {
+            let g = grad + weight_decay * *w;
+            *v = momentum * *v + g;
+            *w -= lr * if sgd.nesterov { g + momentum * *v } else { *v };
+        }
+    }
+}
+
 /// `g = grad + weight_decay w; v = momentum v + g; w -= lr (nesterov ? g + momentum v : v)`.
-pub fn step(_w: &mut Tensor, _grad: &mut Tensor, _velocity: &mut Tensor, _sgd: Sgd) -> Result<()> {
-    unimplemented!()
+///
+/// All three tensors have one shape and dtype; the velocity starts as zeros.
+///
+/// Errors: `grad` or `velocity` does not fit `w`; a hyper-parameter is negative or not finite.
+pub fn step(w: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, sgd: Sgd) -> Result<()> {
+    const OP: &str = "sgd::step";
+    grad.expect(OP, "grad", w.shape(), w.dtype())?;
+    velocity.expect(OP, "velocity", w.shape(), w.dtype())?;
+    for (arg, value) in [
+        ("sgd.lr", sgd.lr),
+        ("sgd.momentum", sgd.momentum),
+        ("sgd.weight_decay", sgd.weight_decay),
+    ] {
+        if !(value.is_finite() && value >= 0.0) {
+            return Err(Error::argument(
+                OP,
+                arg,
+                "a finite number, at least 0",
+                value,
+            ));
+        }
+    }
+    dispatch!(w.dtype(), T => step_typed::<T>(w, grad, velocity, sgd));
+    Ok(())
+}
+
+fn step_typed<T: Real>(w: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, sgd: Sgd) {
+    let (w, grad, velocity) = (
+        w.data_mut::<T>(),
+        grad.data::<T>(),
+        velocity.data_mut::<T>(),
+    );
+    if w.len() <= BLOCK {
+        return update(w, grad, velocity, sgd);
+    }
+    (
+        w.par_chunks_mut(BLOCK),
+        grad.par_chunks(BLOCK),
+        velocity.par_chunks_mut(BLOCK),
+    )
+        .into_par_iter()
+        .for_each(|(w, grad, velocity)| update(w, grad, velocity, sgd));
 }

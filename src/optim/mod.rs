@@ -32,7 +32,8 @@ impl Sgd {
         model.visit_params(|_, p| {
             let v = velocity.next().expect("one velocity per parameter");
             if result.is_ok() {
-                result = sgd::step(&mut p.value, &mut p.grad, v, self.settings);
+                result = sgd::step(&mut p.value, &p.grad, v, self.settings);
+                p.grad.clear();
             }
         });
         result

@@ -1,0 +1,75 @@
+//! Loops compiled for several instruction sets, and their split over threads.
+//!
+//! The crate is built for the baseline of its target (SSE2 on x86-64). [`multiversion!`] compiles
+//! one loop again for AVX2 and AVX-512 and picks at run time. The compiler neither contracts
+//! `a * b + c` nor reorders sums by itself, so every version gives the same bits.
+
+use rayon::prelude::*;
+
+/// Elements a thread takes at a time: 64 KiB of f32, which stays in the second-level cache.
+pub(crate) const BLOCK: usize = 16 * 1024;
+
+/// Defines a function over `T: Real` whose body is compiled for AVX-512, AVX2 and the baseline.
+macro_rules! multiversion {
+    ($(
+        $(#[$meta:meta])*
+        fn $name:ident<$t:ident>($($arg:ident: $ty:ty),* $(,)?) $body:block
+    )*) => {$(
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        fn $name<$t: $crate::tensor::Real>($($arg: $ty),*) {
+            #[inline(always)]
+            fn body<$t: $crate::tensor::Real>($($arg: $ty),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512<$t: $crate::tensor::Real>($($arg: $ty),*) {
+                    body($($arg),*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn avx2<$t: $crate::tensor::Real>($($arg: $ty),*) {
+                    body($($arg),*)
+                }
+                if std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512dq")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: all four features the function is compiled for were just detected.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if std::arch::is_x86_feature_detected!("avx2") {
+                    // SAFETY: the feature the function is compiled for was just detected.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    )*};
+}
+pub(crate) use multiversion;
+
+/// Calls `f(start, block)` for consecutive blocks of `out`, on all threads if `work` (elements
+/// read and written) is more than a block. The split depends on the lengths only.
+pub(crate) fn for_blocks<T: Send>(
+    work: usize,
+    out: &mut [T],
+    block: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    if work <= BLOCK {
+        for (i, out) in out.chunks_mut(block).enumerate() {
+            f(i * block, out);
+        }
+    } else {
+        out.par_chunks_mut(block)
+            .enumerate()
+            .for_each(|(i, out)| f(i * block, out));
+    }
+}
+
+/// Elements of a block that holds whole groups of `len` elements: about [`BLOCK`], at least one group.
+pub(crate) fn block_of(len: usize) -> usize {
+    (BLOCK / len).max(1) * len
+}
