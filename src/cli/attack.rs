@@ -17,7 +17,7 @@ use noiseforge::ops::noise::Purpose;
 use noiseforge::tensor::Tensor;
 use serde_json::json;
 
-use super::common::{self, DeviceArg, WeightsArgs, percent, positive};
+use super::common::{self, DeviceArg, WeightsArgs, percent, positive, say};
 
 #[derive(Debug, Args)]
 pub struct AttackArgs {
@@ -209,13 +209,13 @@ impl CwArgs {
         let draws = common::useful_draws(&model, self.ensemble);
         let clean = self.judge(&mut model, &target.data, &target.ids, draws)?;
         if !json {
-            println!(
+            say!(
                 "{} images, {} draws, clean accuracy {}%",
                 target.ids.len(),
                 draws,
                 percent(clean.final_accuracy())
             );
-            println!(
+            say!(
                 "{:>9}  {:>10}  {:>9}  {:>9}  {:>11}",
                 "c", "accuracy %", "RMS L2", "mean L2", "median L2"
             );
@@ -233,7 +233,7 @@ impl CwArgs {
                     Some(v) => format!("{v:.4}"),
                     None => "inf".to_string(),
                 };
-                println!(
+                say!(
                     "{:>9}  {:>10}  {:>9}  {:>9}  {:>11}",
                     attacked.c,
                     percent(attacked.report["accuracy"].as_f64().unwrap_or(f64::NAN)),
@@ -253,9 +253,9 @@ impl CwArgs {
             }
         };
         if json {
-            println!("{report:#}");
+            say!("{report:#}");
         } else {
-            println!("{}", self.out.join("report.json").display());
+            say!("{}", self.out.join("report.json").display());
         }
         Ok(())
     }
@@ -411,7 +411,7 @@ impl CwArgs {
             .with_context(|| format!("cannot write into {}", folder.display()))?;
         let s = attacked.adversarial.shape();
         npy::write_f32(
-            folder.join("adv.npy"),
+            &folder.join("adv.npy"),
             &[s.n, s.h, s.w, s.c],
             attacked.adversarial.data::<f32>(),
         )?;

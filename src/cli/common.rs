@@ -165,6 +165,27 @@ pub fn config_json(config: &Config) -> serde_json::Value {
     })
 }
 
+/// `println!` that does not panic when nobody reads on (`noiseforge ... | head`).
+macro_rules! say {
+    ($($arg:tt)*) => {
+        $crate::cli::common::write_line(std::format_args!($($arg)*))
+    };
+}
+pub(crate) use say;
+
+/// One line on standard output. Ends the program quietly if the reader is gone.
+pub fn write_line(line: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            eprintln!("noiseforge: cannot write to standard output: {e}");
+            std::process::exit(1);
+        }
+    }
+}
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Ctrl-C asks to stop at the next safe point; a second one stops at once.
@@ -176,6 +197,11 @@ pub fn stop_on_ctrl_c() -> Result<&'static AtomicBool> {
     })
     .context("cannot handle Ctrl-C")?;
     Ok(&STOP)
+}
+
+/// Whether Ctrl-C was pressed.
+pub fn stop_flag() -> &'static AtomicBool {
+    &STOP
 }
 
 /// An error once Ctrl-C was pressed.

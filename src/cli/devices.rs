@@ -4,6 +4,8 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 
+use super::common::say;
+
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   noiseforge devices --json")]
@@ -14,10 +16,10 @@ pub fn run(_: &DevicesArgs, json: bool) -> Result<()> {
     let kernels = noiseforge::ops::simd::level().name();
     if json {
         let cpu = json!({"name": "cpu", "threads": threads, "kernels": kernels});
-        println!("{:#}", json!({"devices": [cpu], "gpu": "this build has no GPU code"}));
+        say!("{:#}", json!({"devices": [cpu], "gpu": "this build has no GPU code"}));
     } else {
-        println!("cpu     {threads} threads, {kernels} kernels");
-        println!("cuda    none: this build has no GPU code");
+        say!("cpu     {threads} threads, {kernels} kernels");
+        say!("cuda    none: this build has no GPU code");
     }
     Ok(())
 }

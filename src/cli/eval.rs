@@ -11,7 +11,7 @@ use noiseforge::io::npy;
 use noiseforge::ops::loss::softmax;
 use serde_json::json;
 
-use super::common::{self, DeviceArg, WeightsArgs, percent, positive};
+use super::common::{self, DeviceArg, WeightsArgs, percent, positive, say};
 
 /// Which images, and how many draws.
 #[derive(Debug, Args)]
@@ -145,13 +145,13 @@ pub fn eval(args: &EvalArgs, json: bool) -> Result<()> {
             .iter()
             .map(|(draws, accuracy)| json!({"draws": draws, "accuracy": accuracy}))
             .collect();
-        println!("{report:#}");
+        say!("{report:#}");
         return Ok(());
     }
-    println!("{images} images, mean cross-entropy {:.4} nats", evaluation.loss);
-    println!("{:>6} {:>10}", "draws", "accuracy %");
+    say!("{images} images, mean cross-entropy {:.4} nats", evaluation.loss);
+    say!("{:>6} {:>10}", "draws", "accuracy %");
     for (draws, accuracy) in &evaluation.accuracy {
-        println!("{draws:>6} {:>10}", percent(*accuracy));
+        say!("{draws:>6} {:>10}", percent(*accuracy));
     }
     Ok(())
 }
@@ -171,9 +171,9 @@ pub fn predict(args: &PredictArgs, json: bool) -> Result<()> {
     if json {
         report["out"] = json!(args.out.display().to_string());
         report["probabilities"] = json!(args.probs);
-        println!("{report:#}");
+        say!("{report:#}");
     } else {
-        println!(
+        say!(
             "{}: [{images}, {}] f32, accuracy {}%",
             args.out.display(),
             scores.shape().c,

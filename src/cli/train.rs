@@ -12,7 +12,7 @@ use noiseforge::optim::Schedule;
 use noiseforge::train::{EpochLog, Event, Select, Settings, Trainer};
 use serde_json::json;
 
-use super::common::{self, DeviceArg, percent, positive, sigma};
+use super::common::{self, DeviceArg, percent, positive, say, sigma};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Defense {
@@ -214,9 +214,9 @@ pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
     });
     common::write_json(&args.out.join("run.json"), &report)?;
     if json {
-        println!("{report:#}");
+        say!("{report:#}");
     } else {
-        println!("{}", weights.display());
+        say!("{}", weights.display());
     }
     Ok(())
 }
@@ -232,7 +232,7 @@ fn train_with_progress(
     let stop = common::stop_on_ctrl_c()?;
     let bar = common::bar(trainer.steps_per_epoch() as u64, "");
     if print && !trainer.is_done() {
-        println!("{HEADER}");
+        say!("{HEADER}");
     }
     let mut seen = 0;
     let mut saved = Instant::now();
@@ -265,7 +265,7 @@ fn train_with_progress(
             Event::Epoch(line) => {
                 if print {
                     let rate = epoch_images as f64 / epoch_started.elapsed().as_secs_f64();
-                    bar.suspend(|| println!("{}  {rate:>8.0}", format_line(line)));
+                    bar.suspend(|| say!("{}  {rate:>8.0}", format_line(line)));
                 }
                 bar.reset();
                 epoch_images = 0;

@@ -97,14 +97,14 @@ impl<'a> Builder<'a> {
 
     fn normal(&mut self, shape: Shape, mean: f32, sd: f32) -> Param {
         let mut stream = self.stream();
-        let data = (0..shape.len()).map(|_| mean + sd * stream.normal()).collect();
+        let data = (0..shape.len()).map(|_| mean + sd * stream.normal() as f32).collect();
         Param::new(Tensor::from_vec::<f32>(shape, data).expect("length is the shape's"))
     }
 
     fn uniform(&mut self, shape: Shape, bound: f32) -> Param {
         let mut stream = self.stream();
         let data = (0..shape.len())
-            .map(|_| bound * (2.0 * stream.uniform() - 1.0))
+            .map(|_| bound * (2.0 * stream.uniform() - 1.0) as f32)
             .collect();
         Param::new(Tensor::from_vec::<f32>(shape, data).expect("length is the shape's"))
     }
