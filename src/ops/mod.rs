@@ -16,3 +16,4 @@ pub mod noisy_conv2d;
 pub mod pool2d;
 pub mod relu;
 pub mod sgd;
+pub mod tile;
