@@ -5,7 +5,6 @@
 //! gradients are returned, so overwritten.
 
 pub mod adam;
-pub mod tanh_space;
 pub mod add;
 pub mod batch_norm;
 pub mod conv2d;
@@ -18,3 +17,5 @@ pub mod pool2d;
 pub mod relu;
 pub mod sgd;
 mod simd;
+pub mod tanh_space;
+pub mod tile;
