@@ -435,7 +435,7 @@ fn f32_of_f16(half: u16) -> f32 {
 }
 
 /// Writes a temporary file in `path`'s folder, flushes it to the disk and renames it to `path`.
-fn write_beside_and_rename(
+pub(crate) fn write_beside_and_rename(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<&mut File>) -> std::io::Result<()>,
 ) -> Result<()> {
