@@ -1,3 +1,6 @@
 //! Files: `.npy`, safetensors, and writing that never leaves half a file.
 
+pub mod atomic;
 pub mod checkpoint;
+pub mod npy;
+mod npy_header;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::text::escape;
 use crate::error::Result;
-use crate::io::checkpoint::write_beside_and_rename;
+use crate::io::atomic::write_atomic;
 
 /// One curve.
 #[derive(Debug, Clone, PartialEq)]
@@ -193,7 +193,7 @@ impl Figure {
     /// Writes [`Figure::to_svg`]; an old file of that name stays whole until the new one is.
     pub fn write_svg(&self, path: impl AsRef<Path>) -> Result<()> {
         let svg = self.to_svg();
-        write_beside_and_rename(path.as_ref(), |w| {
+        write_atomic(path.as_ref(), |w| {
             std::io::Write::write_all(w, svg.as_bytes())
         })
     }

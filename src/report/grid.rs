@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::picture::Picture;
+use super::table::open_table;
 use super::text::escape;
 
 /// Images in rows and columns, with a label under each.
@@ -98,10 +99,7 @@ impl ImageGrid {
         let named = self.rows.iter().any(|(name, _)| !name.is_empty());
         let widest = self.rows.iter().map(|(_, cells)| cells.len());
         let columns = widest.chain([self.columns.len()]).max().unwrap_or(0);
-        let mut out = String::from("<div class=\"table\">\n<table class=\"grid\">\n");
-        if !self.caption.is_empty() {
-            let _ = writeln!(out, "<caption>{}</caption>", escape(&self.caption));
-        }
+        let mut out = open_table(&self.caption, "grid");
         if !self.columns.is_empty() {
             out.push_str("<thead><tr>");
             if named {
@@ -127,7 +125,7 @@ impl ImageGrid {
             }
             out.push_str("</tr>\n");
         }
-        out.push_str("</tbody>\n</table>\n</div>");
+        out.push_str("</tbody>\n</table>\n</div>\n</figure>");
         out
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::error::Result;
-use crate::io::checkpoint::write_beside_and_rename;
+use crate::io::atomic::write_atomic;
 
 mod axis;
 mod chart;
@@ -156,7 +156,7 @@ impl Report {
     /// Writes the page; an old file of that name stays whole until the new one is.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let html = self.to_html();
-        write_beside_and_rename(path.as_ref(), |w| {
+        write_atomic(path.as_ref(), |w| {
             std::io::Write::write_all(w, html.as_bytes())
         })
     }

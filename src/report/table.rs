@@ -92,10 +92,7 @@ impl Table {
         let columns = self.columns();
         let numeric: Vec<bool> = (0..columns).map(|c| self.is_numeric(c)).collect();
         let class = |c: usize| if numeric[c] { " class=\"number\"" } else { "" };
-        let mut out = String::from("<div class=\"table\">\n<table>\n");
-        if !self.caption.is_empty() {
-            let _ = writeln!(out, "<caption>{}</caption>", escape(&self.caption));
-        }
+        let mut out = open_table(&self.caption, "");
         if !self.header.is_empty() {
             out.push_str("<thead><tr>");
             for c in 0..columns {
@@ -116,9 +113,22 @@ impl Table {
             }
             out.push_str("</tr>\n");
         }
-        out.push_str("</tbody>\n</table>\n</div>");
+        out.push_str("</tbody>\n</table>\n</div>\n</figure>");
         out
     }
+}
+
+/// The beginning of a table as far as its rows; wide ones scroll under their caption.
+pub(super) fn open_table(caption: &str, class: &str) -> String {
+    let caption = match caption {
+        "" => String::new(),
+        text => format!("<figcaption>{}</figcaption>\n", escape(text)),
+    };
+    let class = match class {
+        "" => String::new(),
+        class => format!(" class=\"{class}\""),
+    };
+    format!("<figure class=\"table\">\n{caption}<div class=\"scroll\">\n<table{class}>\n")
 }
 
 /// The number a cell begins with: `71.5%`, `0.94 ± 0.02` and `12.3 s` are 71.5, 0.94 and 12.3.
