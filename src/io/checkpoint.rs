@@ -9,12 +9,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
+use crate::io::atomic::write_atomic;
 use crate::tensor::{DType, Shape, Tensor};
 
 /// What every safetensors reader accepts as the largest header, in bytes.
@@ -203,7 +204,7 @@ impl Checkpoint {
             ArrayType::F32 => 1,
         });
         let header = self.header(&order)?;
-        write_beside_and_rename(path.as_ref(), |w| {
+        write_atomic(path.as_ref(), |w| {
             w.write_all(&(header.len() as u64).to_le_bytes())?;
             w.write_all(&header)?;
             for (_, array) in &order {
@@ -432,36 +433,6 @@ fn f32_of_f16(half: u16) -> f32 {
         e => (e + 112) << 23 | fraction << 13,
     };
     f32::from_bits(sign | magnitude)
-}
-
-/// Writes a temporary file in `path`'s folder, flushes it to the disk and renames it to `path`.
-fn write_beside_and_rename(
-    path: &Path,
-    fill: impl FnOnce(&mut BufWriter<&mut File>) -> std::io::Result<()>,
-) -> Result<()> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let write = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".checkpoint-").suffix(".part");
-        // The default is private to the user; a checkpoint is an ordinary file (less the umask).
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut temp = builder.tempfile_in(folder)?;
-        let mut writer = BufWriter::with_capacity(1 << 16, temp.as_file_mut());
-        fill(&mut writer)?;
-        writer.flush()?;
-        drop(writer);
-        temp.as_file().sync_all()?;
-        temp.persist(path).map_err(|e| e.error)?;
-        // The rename itself survives a power cut once the folder is on the disk.
-        #[cfg(unix)]
-        File::open(folder)?.sync_all()?;
-        Ok(())
-    };
-    write().map_err(Error::io("write", path))
 }
 
 /// A convolution's weight `[out, k, k, in]` as PyTorch's `[out, in, k, k]`, in f32.
