@@ -145,7 +145,7 @@ fn bottleneck(
 ) -> Result<Residual> {
     let input = b.shape;
     let out = 2 * group_width;
-    let mut conv = |b: &mut Builder<'_>, conv: &str, norm: &str, c_out, k, stride, groups, act| {
+    let conv = |b: &mut Builder<'_>, conv: &str, norm: &str, c_out, k, stride, groups, act| {
         b.conv(ConvSpec {
             name: &format!("{name}.{conv}"),
             norm_name: &format!("{name}.{norm}"),

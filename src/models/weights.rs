@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::{Arch, Config, Model, NoisePlacement};
+use super::{Config, Model, NoisePlacement};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{
     self, Array, ArrayData, ArrayType, Checkpoint, Slot, conv_from_oihw, conv_to_oihw,
@@ -170,7 +170,7 @@ impl Model {
 
         let dtype = self.dtype;
         let mut result = Ok(());
-        let mut put = |name: &str, entry: Entry<'_>| -> Result<()> {
+        let put = |name: &str, entry: Entry<'_>| -> Result<()> {
             let Some(array) = checkpoint.tensors.get(name) else {
                 return Ok(());
             };
