@@ -225,7 +225,8 @@ impl Figure {
         let every = if kept.len() <= 40 { 1 } else { kept.len() / 8 };
         for (j, &(px, py)) in series.points.iter().enumerate() {
             let lone = !(j > 0 && kept[j - 1]) && !kept.get(j + 1).copied().unwrap_or(false);
-            if !kept[j] || !(j % every == every / 2 || lone) {
+            let chosen = j % every == every / 2 || lone;
+            if !(kept[j] && chosen) {
                 continue;
             }
             let y = match self.y.percent {
