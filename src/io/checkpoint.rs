@@ -275,19 +275,15 @@ impl Checkpoint {
     pub fn expect(&self, path: impl AsRef<Path>, slots: &[Slot]) -> Result<()> {
         let path = path.as_ref();
         for slot in slots {
-            let expected = || format!("`{}`: {} of shape {:?}", slot.name, slot.dtype, slot.shape);
-            match self.tensors.get(&slot.name) {
-                None if slot.required => {
-                    return Err(Error::file(path, expected(), "no tensor of that name"));
+            let found = match self.tensors.get(&slot.name) {
+                None if slot.required => "no tensor of that name".into(),
+                Some(array) if array.shape != slot.shape || array.dtype() != slot.dtype => {
+                    format!("{} of shape {:?}", array.dtype(), array.shape)
                 }
-                None => {}
-                Some(array) => {
-                    if array.shape != slot.shape || array.dtype() != slot.dtype {
-                        let found = format!("{} of shape {:?}", array.dtype(), array.shape);
-                        return Err(Error::file(path, expected(), found));
-                    }
-                }
-            }
+                _ => continue,
+            };
+            let expected = format!("`{}`: {} of shape {:?}", slot.name, slot.dtype, slot.shape);
+            return Err(Error::file(path, expected, found));
         }
         let known: std::collections::HashSet<&str> =
             slots.iter().map(|s| s.name.as_str()).collect();

@@ -26,7 +26,7 @@ impl Figure {
         let left =
             (tick_room + if self.y.label.is_empty() { 14.0 } else { 34.0 }).clamp(30.0, 180.0);
 
-        let title = wrap(&self.title, (WIDTH - EDGE - RIGHT) / 15.0);
+        let title = wrap(&self.title, (WIDTH - EDGE - RIGHT) / 17.0);
         let (legend, legend_height) = self.legend(8.0 + 20.0 * title.len() as f64);
         let top = 16.0 + 20.0 * title.len() as f64 + legend_height;
         let notes = data.notes();
@@ -224,8 +224,11 @@ impl Figure {
         let series = &self.series[index];
         let every = if kept.len() <= 40 { 1 } else { kept.len() / 8 };
         for (j, &(px, py)) in series.points.iter().enumerate() {
-            let lone = !(j > 0 && kept[j - 1]) && !kept.get(j + 1).copied().unwrap_or(false);
-            if !kept[j] || !(j % every == every / 2 || lone) {
+            let before = j > 0 && kept[j - 1];
+            let after = kept.get(j + 1).is_some_and(|&k| k);
+            let lone = !before && !after;
+            let chosen = j % every == every / 2 || lone;
+            if !(kept[j] && chosen) {
                 continue;
             }
             let y = match self.y.percent {
