@@ -33,7 +33,9 @@ pub enum Protocol {
         initial_c: f64,
         /// Constants tried, at least 1.
         search_steps: u32,
-        /// Give a constant up when the loss has not fallen by 0.01% over a tenth of the steps.
+        /// Give a constant up when the loss has not fallen by 0.01% in two successive tenths of the
+        /// steps. (The original stops after one, over the sum of a batch; but from saturated
+        /// pixels, where the gradient in `w` almost vanishes, nothing falls for the first tenth.)
         abort_early: bool,
     },
 }
@@ -305,6 +307,7 @@ impl Descent<'_> {
         };
         let mut closest = vec![None; n];
         let mut previous_loss = vec![f64::INFINITY; n];
+        let mut stalled = vec![0; n];
         let check_every = (params.steps / 10).max(1);
 
         // Rows still running: `active[r]` is the image in row `r` of these tensors.
@@ -366,9 +369,11 @@ impl Descent<'_> {
                 let mut keep = Vec::new();
                 for (r, &i) in active.iter().enumerate() {
                     let loss = squared[r] + c[i] * margins[r];
-                    if loss <= 0.9999 * previous_loss[i] {
+                    let fell = loss <= 0.9999 * previous_loss[i];
+                    stalled[i] = if fell { 0 } else { stalled[i] + 1 };
+                    previous_loss[i] = loss;
+                    if stalled[i] < 2 {
                         keep.push(r);
-                        previous_loss[i] = loss;
                     }
                 }
                 if keep.len() < active.len() {
