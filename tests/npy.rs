@@ -216,7 +216,7 @@ fn bad_files_are_named_with_place_expectation_and_finding() {
     check(
         &array("<f4", "False", "(99999999999999999999,)"),
         &[],
-        "x.npy at byte 59: expected the length of an axis, found `9999999999999999`",
+        "x.npy at byte 61: expected the length of an axis, found `9999999999999999`",
     );
     check(
         &array("<f4", "False", "(4294967296, 4294967296)"),
@@ -258,17 +258,17 @@ fn bad_files_are_named_with_place_expectation_and_finding() {
     check(
         &array("<f4", "0", "(1,)"),
         &[0; 4],
-        "x.npy at byte 43: expected True or False, found `0, 'shape': (1,)`",
+        "x.npy at byte 44: expected True or False, found `0, 'shape': (1,)`",
     );
     check(
         &array("<f4", "False", "1"),
         &[0; 4],
-        "x.npy at byte 59: expected `(`, found `1, }`",
+        "x.npy at byte 60: expected `(`, found `1, }`",
     );
     check(
         &array("<f4", "False", "(-1,)"),
         &[0; 4],
-        "x.npy at byte 60: expected the length of an axis, found `-1,), }`",
+        "x.npy at byte 61: expected the length of an axis, found `-1,), }`",
     );
     // Nesting as deep as a header can be is refused, not followed.
     check(

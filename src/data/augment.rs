@@ -23,7 +23,7 @@ impl Augment {
         Moved {
             dy,
             dx,
-            flip: self.flip && draws.word() >> 31 == 1,
+            flip: self.flip && draws.chance(0.5),
         }
     }
 }

@@ -16,9 +16,9 @@ const CLASSES: [&str; 10] = [
 ];
 
 /// The least and the largest difference of colour between figure and background.
-const CONTRAST: [f32; 2] = [0.08, 0.30];
+const CONTRAST: [f32; 2] = [0.15, 0.45];
 /// Radius of the figure in pixels.
-const RADIUS: [f32; 2] = [8.0, 12.5];
+const RADIUS: [f32; 2] = [9.0, 13.0];
 /// Amplitude of the fine texture.
 const TEXTURE: f32 = 0.03;
 /// How often the fine texture is that of another class.
@@ -75,16 +75,16 @@ fn paint(class: usize, draws: &mut Draws) -> Vec<f32> {
     }
 
     // Clutter under the figure, then the figure, then something over it.
-    let contrast_of_clutter = contrast.max(0.12);
-    for _ in 0..3 + draws.below(3) {
+    let contrast_of_clutter = 0.7 * contrast;
+    for _ in 0..2 + draws.below(3) {
         let colour = other_colour(ground, contrast_of_clutter, draws);
         let figure = Figure::new(draws.below(CLASSES.len()), [2.0, 4.0], 15.0, draws);
         fill(&mut image, colour, |x, y| figure.cover(x, y));
     }
-    let figure = Figure::new(class, RADIUS, 5.0, draws);
+    let figure = Figure::new(class, RADIUS, 3.5, draws);
     fill(&mut image, ink, |x, y| figure.cover(x, y));
-    for _ in 0..1 + draws.below(2) {
-        let colour = other_colour(ground, contrast, draws);
+    for _ in 0..draws.below(2) {
+        let colour = other_colour(ground, 0.7 * contrast, draws);
         let bar = Bar::new(draws);
         fill(&mut image, colour, |x, y| bar.cover(x, y));
     }
