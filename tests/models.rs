@@ -19,7 +19,7 @@ fn narrow() -> Vec<Config> {
     };
     let resnext = config(Arch::ResNeXt29, Shape::new(1, 8, 8, 3), 2);
     vec![
-        config(Arch::Vgg16, CIFAR, 2),
+        config(Arch::Vgg16, CIFAR, 4),
         resnext,
         config(Arch::ModelA, Shape::new(1, 96, 96, 3), 2),
         config(Arch::Small, Shape::new(1, 8, 8, 3), 3),
@@ -51,6 +51,21 @@ fn eval(rows: Option<Vec<Row>>) -> Pass {
 
 fn rows(ids: &[u32]) -> Vec<Row> {
     ids.iter().map(|&id| Row { id, draw: 2 }).collect()
+}
+
+/// A network whose running statistics fit its activations: freshly initialised ones let hardly
+/// anything through in evaluation, and nothing would be seen there.
+fn calibrated(config: &Config) -> Model {
+    let mut model = Model::new(config.clone(), 0).unwrap();
+    let x = images(config.input.with_n(8), DType::F32);
+    let pass = Pass {
+        mode: Mode::Train,
+        ..eval(None)
+    };
+    for _ in 0..40 {
+        model.forward(x.clone(), &pass).unwrap();
+    }
+    model
 }
 
 /// Shapes of all tensors by name, as PyTorch prints them.
@@ -157,7 +172,7 @@ fn initial_weights_have_the_papers_spread() {
 #[test]
 fn init_noise_sits_where_the_placement_says() {
     let base = Config {
-        width: 2,
+        width: 4,
         ..Config::new(Arch::Vgg16, CIFAR, 5)
     };
     let logits = |init: f32, inner: f32, placement| {
@@ -165,7 +180,7 @@ fn init_noise_sits_where_the_placement_says() {
             placement,
             ..base.clone().with_noise(init, inner)
         };
-        let mut model = Model::new(config, 0).unwrap();
+        let mut model = calibrated(&config);
         let z = model
             .forward(images(CIFAR, DType::F32), &eval(Some(rows(&[7]))))
             .unwrap();
@@ -183,7 +198,7 @@ fn init_noise_sits_where_the_placement_says() {
             placement,
             ..Config::new(Arch::Small, CIFAR, 5).with_noise(0.3, 0.0)
         };
-        let mut model = Model::new(config, 0).unwrap();
+        let mut model = calibrated(&config);
         let z = model
             .forward(images(CIFAR, DType::F32), &eval(Some(rows(&[7]))))
             .unwrap();
@@ -196,7 +211,7 @@ fn init_noise_sits_where_the_placement_says() {
 fn sigma_zero_is_no_noise_to_the_bit() {
     for config in narrow() {
         let x = images(config.input.with_n(2), DType::F32);
-        let mut model = Model::new(config.clone(), 0).unwrap();
+        let mut model = calibrated(&config);
         let with = model.forward(x.clone(), &eval(Some(rows(&[0, 1])))).unwrap();
         let without = model.forward(x, &eval(None)).unwrap();
         assert_eq!(with.data::<f32>(), without.data::<f32>(), "{}", config.arch);
@@ -210,7 +225,7 @@ fn rows_do_not_see_each_other() {
         let n = 7;
         let ids = [4, 0, 9, 2, 100, 3, 8];
         let x = images(config.input.with_n(n), DType::F32);
-        let mut model = Model::new(config.clone(), 0).unwrap();
+        let mut model = calibrated(&config);
         let mut run = |x: Tensor, ids: &[u32]| {
             let pass = Pass {
                 record: true,
@@ -222,6 +237,7 @@ fn rows_do_not_see_each_other() {
         };
         let (z, dx) = run(x.clone(), &ids);
         for i in [6, 0, 3] {
+            assert_ne!(z.gather_rows(&[0]).unwrap().data::<f32>(), z.gather_rows(&[1]).unwrap().data::<f32>());
             let (z_i, dx_i) = run(x.gather_rows(&[i]).unwrap(), &ids[i..=i]);
             let (row_z, row_dx) = (z.gather_rows(&[i]).unwrap(), dx.gather_rows(&[i]).unwrap());
             assert_eq!(z_i.data::<f32>(), row_z.data::<f32>(), "{} logits", config.arch);
@@ -234,7 +250,7 @@ fn rows_do_not_see_each_other() {
 fn noise_is_the_same_in_both_precisions() {
     let config = noisy(&narrow()[3]);
     let x = images(config.input.with_n(2), DType::F32);
-    let mut model = Model::new(config, 0).unwrap();
+    let mut model = calibrated(&config);
     let single = model.forward(x.clone(), &eval(Some(rows(&[1, 2])))).unwrap();
     model.to_dtype(DType::F64);
     let double = model

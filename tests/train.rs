@@ -155,7 +155,7 @@ fn an_easy_problem_is_learnt_with_noise() {
     config.width = 4;
     let mut model = Model::new(config, 0).unwrap();
     let settings = Settings {
-        epochs: 10,
+        epochs: 30,
         augment: None,
         schedule: Schedule::Cosine,
         select: Select::Last,
