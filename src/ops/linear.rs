@@ -1,24 +1,61 @@
 //! `y = x w^T + b`.
+//!
+//! A linear layer is a convolution with a kernel of one pixel over images of one pixel, and that is
+//! how it is computed: each element is one sum in the order of the inputs, so that a row of the
+//! result does not depend on the batch around it.
 
-use crate::error::Result;
-use crate::tensor::Tensor;
+use super::conv2d::{self, Conv2d};
+use crate::error::{Error, Result};
+use crate::tensor::{Shape, Tensor};
+
+const CONV: Conv2d = Conv2d {
+    stride: 1,
+    pad: 0,
+    groups: 1,
+};
+
+/// An error unless `shape` is `[n, 1, 1, c]` with sizes of at least 1.
+fn expect_rows(op: &'static str, arg: &'static str, shape: Shape) -> Result<()> {
+    if shape.h != 1 || shape.w != 1 || shape.is_empty() {
+        return Err(Error::argument(
+            op,
+            arg,
+            "a shape [n, 1, 1, c], n and c at least 1",
+            shape,
+        ));
+    }
+    Ok(())
+}
 
 /// x `[n, 1, 1, in]`, w `[out, 1, 1, in]`, b `[1, 1, 1, out]`, y `[n, 1, 1, out]`.
-pub fn forward(_x: &Tensor, _w: &Tensor, _b: Option<&Tensor>) -> Result<Tensor> {
-    unimplemented!()
+pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    const OP: &str = "linear::forward";
+    expect_rows(OP, "x", x.shape())?;
+    expect_rows(OP, "w", w.shape())?;
+    w.expect(OP, "w", w.shape().with_c(x.shape().c), x.dtype())?;
+    conv2d::forward_noisy(OP, x, None, w, b, CONV)
 }
 
 /// Gradient in `x`: `dx = dy w`.
-pub fn input_grad(_dy: &Tensor, _w: &Tensor) -> Result<Tensor> {
-    unimplemented!()
+pub fn input_grad(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+    const OP: &str = "linear::input_grad";
+    expect_rows(OP, "dy", dy.shape())?;
+    expect_rows(OP, "w", w.shape())?;
+    dy.expect(OP, "dy", dy.shape().with_c(w.shape().n), w.dtype())?;
+    conv2d::input_grad(dy, w, dy.shape().with_c(w.shape().c), CONV)
 }
 
 /// Adds `dy^T x` to `dw` and the column sums of `dy` to `db`.
 pub fn weight_grad(
-    _dy: &Tensor,
-    _x: &Tensor,
-    _dw: &mut Tensor,
-    _db: Option<&mut Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    dw: &mut Tensor,
+    db: Option<&mut Tensor>,
 ) -> Result<()> {
-    unimplemented!()
+    const OP: &str = "linear::weight_grad";
+    expect_rows(OP, "dy", dy.shape())?;
+    expect_rows(OP, "x", x.shape())?;
+    let shape = Shape::new(dy.shape().c, 1, 1, x.shape().c);
+    dw.expect(OP, "dw", shape, x.dtype())?;
+    conv2d::weight_grad_noisy(OP, dy, x, None, dw, db, CONV)
 }

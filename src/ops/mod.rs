@@ -17,3 +17,4 @@ pub mod pool2d;
 pub mod relu;
 pub mod sgd;
 mod simd;
+pub mod tile;

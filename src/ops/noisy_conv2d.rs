@@ -1,30 +1,37 @@
 //! Noise, then convolution, in one pass: the noise is drawn while the operand is read.
 //! The input gradient is [`conv2d::input_grad`](super::conv2d::input_grad): noise has none.
+//!
+//! No noisy copy of the input is stored: each task of a convolution draws the noise of what it
+//! reads into its own small buffer, and the weight gradient draws the same noise again.
 
-use super::conv2d::Conv2d;
-use super::noise::Noise;
+use super::conv2d::{self, Conv2d};
+use super::noise::{self, Noise};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// `y = conv(x + sigma z, w) + b`; bit-identical to `noise` followed by `conv2d`.
 pub fn forward(
-    _x: &Tensor,
-    _noise: &Noise,
-    _w: &Tensor,
-    _b: Option<&Tensor>,
-    _conv: Conv2d,
+    x: &Tensor,
+    noise: &Noise,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    conv: Conv2d,
 ) -> Result<Tensor> {
-    unimplemented!()
+    const OP: &str = "noisy_conv2d::forward";
+    noise::check(OP, noise, x.shape().n)?;
+    conv2d::forward_noisy(OP, x, Some(noise), w, b, conv)
 }
 
 /// Adds the gradients in `w` and `b`; draws the forward pass's noise again.
 pub fn weight_grad(
-    _dy: &Tensor,
-    _x: &Tensor,
-    _noise: &Noise,
-    _dw: &mut Tensor,
-    _db: Option<&mut Tensor>,
-    _conv: Conv2d,
+    dy: &Tensor,
+    x: &Tensor,
+    noise: &Noise,
+    dw: &mut Tensor,
+    db: Option<&mut Tensor>,
+    conv: Conv2d,
 ) -> Result<()> {
-    unimplemented!()
+    const OP: &str = "noisy_conv2d::weight_grad";
+    noise::check(OP, noise, x.shape().n)?;
+    conv2d::weight_grad_noisy(OP, dy, x, Some(noise), dw, db, conv)
 }

@@ -1,6 +1,25 @@
 //! 2-D convolution over NHWC, weights OHWI.
+//!
+//! ```text
+//! y[n, i, j, o] = b[o] + sum over u, v, c of x[n, i stride - pad + u, j stride - pad + v, c] w[o, u, v, c]
+//! ```
+//!
+//! where `x` is 0 outside of the image and `c` runs over the channels of `o`'s group. Forward and
+//! input gradient are direct convolutions (the `direct` module); the weight gradient is a sum of
+//! outer products over pixels (the `weight_grad` module). None of them builds a matrix of patches.
+//!
+//! A row of the result does not depend on the other rows of the batch, bit for bit; nothing
+//! depends on the number of threads.
 
-use crate::error::Result;
+mod direct;
+mod input_grad;
+mod operand;
+mod weight_grad;
+
+use super::noise::Noise;
+use super::tile::Isa;
+use crate::dispatch;
+use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 /// Geometry of a convolution; the kernel's size is the weight's.
@@ -16,29 +35,146 @@ pub struct Conv2d {
 
 impl Conv2d {
     /// The output's shape for an input and a weight shape, or which argument does not fit.
-    pub fn output_shape(&self, _op: &'static str, _x: Shape, _w: Shape) -> Result<Shape> {
-        unimplemented!()
+    pub fn output_shape(&self, op: &'static str, x: Shape, w: Shape) -> Result<Shape> {
+        let Conv2d {
+            stride,
+            pad,
+            groups,
+        } = *self;
+        if stride == 0 {
+            return Err(Error::argument(op, "conv.stride", "at least 1", stride));
+        }
+        if x.is_empty() {
+            return Err(Error::argument(op, "x", "sizes of at least 1", x));
+        }
+        if w.is_empty() {
+            return Err(Error::argument(op, "w", "sizes of at least 1", w));
+        }
+        if w.h != w.w {
+            return Err(Error::argument(op, "w", "a square kernel", w));
+        }
+        if groups == 0 || x.c % groups != 0 || w.n % groups != 0 {
+            return Err(Error::argument(
+                op,
+                "conv.groups",
+                format_args!("a divisor of {} and {} channels", x.c, w.n),
+                groups,
+            ));
+        }
+        if w.c != x.c / groups {
+            return Err(Error::argument(
+                op,
+                "w",
+                format_args!("{} input channels per group", x.c / groups),
+                w,
+            ));
+        }
+        let output = |size: usize| {
+            let padded = pad.checked_mul(2).and_then(|pads| pads.checked_add(size));
+            padded.map(|padded| {
+                (
+                    padded,
+                    padded.checked_sub(w.h).map(|rest| rest / stride + 1),
+                )
+            })
+        };
+        let (Some((padded_h, oh)), Some((padded_w, ow))) = (output(x.h), output(x.w)) else {
+            return Err(Error::argument(op, "conv.pad", "a smaller padding", pad));
+        };
+        let (Some(oh), Some(ow)) = (oh, ow) else {
+            return Err(Error::argument(
+                op,
+                "w",
+                format_args!("a kernel no larger than the padded input, {padded_h} x {padded_w}"),
+                w,
+            ));
+        };
+        let len = [oh, ow, w.n]
+            .iter()
+            .try_fold(x.n, |len, &size| len.checked_mul(size))
+            .filter(|&len| len <= isize::MAX as usize / 8);
+        match len {
+            Some(_) => Ok(Shape::new(x.n, oh, ow, w.n)),
+            None => Err(Error::argument(op, "conv.pad", "a smaller padding", pad)),
+        }
     }
 }
 
 /// `y = conv(x, w) + b`. x `[n, h, w, c_in]`, w `[c_out, k, k, c_in / groups]`,
 /// b `[1, 1, 1, c_out]`, y `[n, oh, ow, c_out]`, `oh = (h + 2 pad - k) / stride + 1`.
-pub fn forward(_x: &Tensor, _w: &Tensor, _b: Option<&Tensor>, _conv: Conv2d) -> Result<Tensor> {
-    unimplemented!()
+pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
+    forward_noisy("conv2d::forward", x, None, w, b, conv)
 }
 
 /// Gradient in `x`, of shape `x_shape`.
-pub fn input_grad(_dy: &Tensor, _w: &Tensor, _x_shape: Shape, _conv: Conv2d) -> Result<Tensor> {
-    unimplemented!()
+pub fn input_grad(dy: &Tensor, w: &Tensor, x_shape: Shape, conv: Conv2d) -> Result<Tensor> {
+    const OP: &str = "conv2d::input_grad";
+    let y_shape = conv.output_shape(OP, x_shape, w.shape())?;
+    dy.expect(OP, "dy", y_shape, w.dtype())?;
+    dispatch!(w.dtype(), T => {
+        let dx = input_grad::input_grad::<T>(
+            Isa::current(), dy.data(), y_shape, w.data(), w.shape(), x_shape, conv,
+        );
+        Tensor::from_vec(x_shape, dx)
+    })
 }
 
 /// Adds the gradients in `w` and `b` to `dw` and `db`.
 pub fn weight_grad(
-    _dy: &Tensor,
-    _x: &Tensor,
-    _dw: &mut Tensor,
-    _db: Option<&mut Tensor>,
-    _conv: Conv2d,
+    dy: &Tensor,
+    x: &Tensor,
+    dw: &mut Tensor,
+    db: Option<&mut Tensor>,
+    conv: Conv2d,
 ) -> Result<()> {
-    unimplemented!()
+    weight_grad_noisy("conv2d::weight_grad", dy, x, None, dw, db, conv)
+}
+
+/// [`forward`] with noise added to `x` while it is read; `op` is the name errors carry.
+pub(super) fn forward_noisy(
+    op: &'static str,
+    x: &Tensor,
+    noise: Option<&Noise>,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    conv: Conv2d,
+) -> Result<Tensor> {
+    let y_shape = conv.output_shape(op, x.shape(), w.shape())?;
+    w.expect(op, "w", w.shape(), x.dtype())?;
+    if let Some(b) = b {
+        b.expect(op, "b", Shape::vector(y_shape.c), x.dtype())?;
+    }
+    dispatch!(x.dtype(), T => {
+        let x = operand::Operand::<T>::new(x.data(), x.shape(), noise);
+        let b = b.map(|b| b.data());
+        let y = direct::forward(Isa::current(), &x, w.data(), w.shape(), b, y_shape, conv);
+        Tensor::from_vec(y_shape, y)
+    })
+}
+
+/// [`weight_grad`] with noise added to `x` while it is read; `op` is the name errors carry.
+pub(super) fn weight_grad_noisy(
+    op: &'static str,
+    dy: &Tensor,
+    x: &Tensor,
+    noise: Option<&Noise>,
+    dw: &mut Tensor,
+    db: Option<&mut Tensor>,
+    conv: Conv2d,
+) -> Result<()> {
+    let y_shape = conv.output_shape(op, x.shape(), dw.shape())?;
+    dy.expect(op, "dy", y_shape, x.dtype())?;
+    dw.expect(op, "dw", dw.shape(), x.dtype())?;
+    if let Some(db) = &db {
+        db.expect(op, "db", Shape::vector(y_shape.c), x.dtype())?;
+    }
+    let w_shape = dw.shape();
+    dispatch!(x.dtype(), T => {
+        let x = operand::Operand::<T>::new(x.data(), x.shape(), noise);
+        let db = db.map(|db| db.data_mut());
+        weight_grad::weight_grad(
+            Isa::current(), dy.data(), y_shape, &x, dw.data_mut(), w_shape, db, conv,
+        );
+        Ok(())
+    })
 }

@@ -1,11 +1,20 @@
 //! Gaussian noise from a counter: `y = x + sigma * z`, `z ~ N(0, 1)`.
 
+mod normals;
 mod philox;
+mod run;
 
 use std::sync::Arc;
 
-use crate::error::Result;
-use crate::tensor::{Real, Tensor};
+use rayon::prelude::*;
+
+use crate::dispatch;
+use crate::error::{Error, Result};
+use crate::tensor::{Real, Shape, Tensor};
+
+pub use philox::philox4x32_10;
+#[doc(hidden)]
+pub use run::Isa;
 
 /// What a draw is for. Draws of different purposes never coincide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,7 +56,7 @@ impl Key {
     pub fn consecutive(seed: u64, purpose: Purpose, first: u32, n: usize, draw: u32) -> Self {
         let rows = (0..n as u32)
             .map(|i| Row {
-                id: first + i,
+                id: first.wrapping_add(i),
                 draw,
             })
             .collect();
@@ -65,8 +74,18 @@ pub enum Normals {
     /// 8 normals a block, 20-bit radius and 12-bit angle; largest |z| is 5.40.
     #[default]
     Fast,
-    /// 4 normals a block, 32-bit radius and angle; largest |z| is 6.7. For certification.
+    /// 4 normals a block, 32-bit radius and angle; largest |z| is 6.76. For certification.
     Precise,
+}
+
+impl Normals {
+    /// Normals one block gives: the channels it serves.
+    const fn per_block(self) -> usize {
+        match self {
+            Normals::Fast => 8,
+            Normals::Precise => 4,
+        }
+    }
 }
 
 /// One noise layer's draw: `x + sigma * z(key, layer)`.
@@ -84,33 +103,130 @@ pub struct Noise {
 
 /// `y = x + sigma * z`; `x` and `y` are `[n, h, w, c]` and `noise.key.rows` has `n` entries.
 /// The gradient is the identity.
-pub fn forward(_x: &Tensor, _noise: &Noise) -> Result<Tensor> {
-    unimplemented!()
+///
+/// One fused multiply-add in the tensor's type; `z` is the same f32 number for f32 and f64.
+/// `sigma = 0` copies the bits of `x`.
+///
+/// # Errors
+/// What [`check_shape`] refuses.
+pub fn forward(x: &Tensor, noise: &Noise) -> Result<Tensor> {
+    let shape = x.shape();
+    check_shape("noise::forward", noise, shape)?;
+    if noise.sigma == 0.0 || shape.is_empty() {
+        return Ok(x.clone());
+    }
+    dispatch!(x.dtype(), T => {
+        let mut y = vec![T::default(); shape.len()];
+        add_rows(noise, shape, x.data::<T>(), &mut y);
+        Tensor::from_vec(shape, y)
+    })
 }
 
+/// Cuts the rows into pieces of whole pixels and adds their noise in parallel.
+fn add_rows<T: Real>(noise: &Noise, shape: Shape, x: &[T], y: &mut [T]) {
+    let pixels = (PIECE / shape.c).max(1);
+    let row_len = shape.row_len();
+    y.par_chunks_mut(row_len)
+        .zip(x.par_chunks(row_len))
+        .enumerate()
+        .for_each(|(row, (y, x))| {
+            let draw = RowNoise::new(noise, row, shape.c);
+            y.par_chunks_mut(pixels * shape.c)
+                .zip(x.par_chunks(pixels * shape.c))
+                .enumerate()
+                .for_each(|(piece, (y, x))| draw.add(piece * pixels, x, y));
+        });
+}
+
+/// Elements one task adds noise to: tens of microseconds of work.
+const PIECE: usize = 1 << 15;
+
 /// Checks sigma (finite, not negative) and the number of rows; for the ops that draw noise.
-pub fn check(_op: &'static str, _noise: &Noise, _rows: usize) -> Result<()> {
-    unimplemented!()
+/// They check that the counter is wide enough for their shape with [`check_shape`].
+pub fn check(op: &'static str, noise: &Noise, rows: usize) -> Result<()> {
+    if !(noise.sigma.is_finite() && noise.sigma >= 0.0) {
+        return Err(Error::argument(
+            op,
+            "noise.sigma",
+            "a finite number of at least 0",
+            noise.sigma,
+        ));
+    }
+    if noise.key.rows.len() != rows {
+        return Err(Error::argument(
+            op,
+            "noise.key.rows",
+            format_args!("{rows} entries, one per row of the batch"),
+            noise.key.rows.len(),
+        ));
+    }
+    Ok(())
+}
+
+/// [`check`], and that an image of this shape has no more blocks than the 32-bit counter word
+/// that numbers them can tell apart.
+pub fn check_shape(op: &'static str, noise: &Noise, shape: Shape) -> Result<()> {
+    check(op, noise, shape.n)?;
+    let blocks = shape
+        .h
+        .checked_mul(shape.w)
+        .and_then(|pixels| pixels.checked_mul(shape.c.div_ceil(noise.normals.per_block())));
+    if blocks.is_none_or(|blocks| blocks as u64 > 1 << 32) {
+        return Err(Error::argument(
+            op,
+            "x",
+            format_args!(
+                "at most 2^32 blocks of {} channels in a row",
+                noise.normals.per_block()
+            ),
+            shape,
+        ));
+    }
+    Ok(())
 }
 
 /// The draw of one row: adds noise to runs of its channels. What fused ops call while they read.
 #[derive(Debug, Clone, Copy)]
 pub struct RowNoise {
-    // key words, purpose/layer word, row id, draw, sigma, normals, blocks per pixel
+    draw: run::Draw,
+    c: usize,
+    normals: Normals,
+    isa: Isa,
 }
 
 impl RowNoise {
-    /// The draw of batch row `row` for images of `c` channels.
-    pub fn new(_noise: &Noise, _row: usize, _c: usize) -> Self {
-        unimplemented!()
+    /// The draw of batch row `row` for images of `c` channels. Panics if the batch has no such
+    /// row: [`check`] first.
+    pub fn new(noise: &Noise, row: usize, c: usize) -> Self {
+        let seed = noise.key.seed;
+        let Row { id, draw } = noise.key.rows[row];
+        let layer = (noise.key.purpose as u32) << 16 | u32::from(noise.layer);
+        RowNoise {
+            draw: run::Draw {
+                key: [seed as u32, (seed >> 32) as u32],
+                rest: [id, layer, draw],
+                sigma: noise.sigma,
+                blocks: c.div_ceil(noise.normals.per_block()) as u32,
+            },
+            c,
+            normals: noise.normals,
+            isa: Isa::best(),
+        }
+    }
+
+    /// The same draw computed with another instruction set, for tests that compare them.
+    #[doc(hidden)]
+    pub fn with_isa(self, isa: Isa) -> Self {
+        assert!(Isa::available().any(|i| i == isa), "{isa:?} is not there");
+        RowNoise { isa, ..self }
     }
 
     /// `dst = src + sigma * z` for `pixels` consecutive pixels starting at pixel index
     /// `first_pixel` (`h * W + w`), all channels.
     /// `src` and `dst` hold `pixels * c` elements, channels innermost. Bit-identical to the same
     /// elements of [`forward`], however the row is cut.
-    pub fn add<T: Real>(&self, _first_pixel: usize, _src: &[T], _dst: &mut [T]) {
-        unimplemented!()
+    pub fn add<T: Real>(&self, first_pixel: usize, src: &[T], dst: &mut [T]) {
+        self.add_channels(first_pixel, 0, self.c, src, dst);
     }
 
     /// The same for channels `c0 .. c0 + width` only (`c0` a multiple of 8), gathering from rows
@@ -118,12 +234,31 @@ impl RowNoise {
     /// `[pixels, width]` `dst`.
     pub fn add_channels<T: Real>(
         &self,
-        _first_pixel: usize,
-        _c0: usize,
-        _width: usize,
-        _src: &[T],
-        _dst: &mut [T],
+        first_pixel: usize,
+        c0: usize,
+        width: usize,
+        src: &[T],
+        dst: &mut [T],
     ) {
-        unimplemented!()
+        debug_assert!(c0.is_multiple_of(8) && c0 + width <= self.c);
+        if width == 0 {
+            return;
+        }
+        debug_assert!(dst.len().is_multiple_of(width));
+        if self.draw.sigma == 0.0 {
+            for (dst, src) in dst.chunks_exact_mut(width).zip(src.chunks(self.c)) {
+                dst.copy_from_slice(&src[c0..c0 + width]);
+            }
+            return;
+        }
+        let run = run::Run {
+            first_pixel: first_pixel as u32,
+            c: self.c,
+            c0,
+            width,
+            src,
+            dst,
+        };
+        run::add(self.isa, self.normals == Normals::Precise, &self.draw, run);
     }
 }

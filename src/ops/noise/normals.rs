@@ -1,0 +1,106 @@
+//! Words to normals: Box-Muller in f32, `z0 = r cos t`, `z1 = r sin t` with
+//! `r = sqrt(-2 ln u)`, `u` and `t / 2 pi` uniform in (0, 1).
+//!
+//! Every step is one IEEE operation (integer arithmetic, conversion, add, multiply, fused
+//! multiply-add, square root), so every machine computes the same bits: no library call, no
+//! approximate instruction. Against the formula in exact arithmetic the normals are off by at
+//! most 6e-7 absolute, 3 units in the last place of the largest.
+
+/// Coefficients of `-2 ln(1 + t) / t`, lowest first: minimax in relative error (2.6e-8) for
+/// `1 + t` in `[sqrt(1/2), sqrt(2)]`.
+const LN: [f32; 9] = [
+    -2.0,
+    0.999_999_76,
+    -0.666_683_73,
+    0.500_041_5,
+    -0.399_136_66,
+    0.331_247_87,
+    -0.299_045_35,
+    0.287_336_8,
+    -0.174_446_99,
+];
+/// Coefficients of `sin(x) / x` in `x^2` for `|x| <= pi / 4`; error 3.1e-9.
+const SIN: [f32; 4] = [1.0, -0.166_666_5, 0.008_332_037, -0.000_195_040_35];
+/// Coefficients of `cos(x)` in `x^2` for `|x| <= pi / 4`; error 2.8e-8.
+const COS: [f32; 4] = [1.0, -0.499_998_57, 0.041_655_026, -0.001_358_592];
+
+/// Two normals of one word: radius from the top 20 bits, angle from the low 12.
+#[inline(always)]
+pub(super) fn fast(word: u32) -> [f32; 2] {
+    // u = (a + 0.5) 2^-20 = (2 a + 1) 2^-21, exactly representable.
+    let u = ((word >> 11) | 1) as i32 as f32;
+    let (exponent, t) = split::<21>(u);
+    let r = radius(exponent, t);
+    // The half step is a bit below the angle's own twelve.
+    point(r, word << 20, (word << 22) | (1 << 21))
+}
+
+/// Two normals of a pair of words: 32-bit radius from `u`, 32-bit angle from `v`.
+#[inline(always)]
+pub(super) fn precise(u: u32, v: u32) -> [f32; 2] {
+    const STEP: f32 = 1.0 / 4_294_967_296.0;
+    let (exponent, t) = split::<32>(u as f32 + 0.5);
+    // Near 1 the radius depends on 1 - (u + 0.5) 2^-32, which would drown in the rounding of u.
+    let from_one = (!u as f32).mul_add(-STEP, -0.5 * STEP);
+    let t = if exponent == 0 { from_one } else { t };
+    let r = radius(exponent, t);
+    point(r, v, (v << 2) | 2)
+}
+
+/// Splits `u 2^-BITS` into `2^e (1 + t)` with `1 + t` in `[sqrt(1/2), sqrt(2))`; returns `e`
+/// in the place of a float's exponent, `e << 23`, and `t`, exact.
+#[inline(always)]
+fn split<const BITS: i32>(u: f32) -> (i32, f32) {
+    let bits = u.to_bits() as i32;
+    let sqrt_half = std::f32::consts::FRAC_1_SQRT_2.to_bits() as i32;
+    let exponent = (bits - (sqrt_half + (BITS << 23))) & !0x7F_FFFF;
+    let scaled = f32::from_bits((bits - exponent) as u32);
+    let scale = f32::from_bits(((127 - BITS) as u32) << 23);
+    (exponent, scaled.mul_add(scale, -1.0))
+}
+
+/// `sqrt(-2 ln(2^e (1 + t)))`.
+#[inline(always)]
+fn radius(exponent: i32, t: f32) -> f32 {
+    const MINUS_TWO_LN2: f32 = (-2.0 * std::f64::consts::LN_2 / 8_388_608.0) as f32;
+    let mut p = LN[8];
+    p = p.mul_add(t, LN[7]);
+    p = p.mul_add(t, LN[6]);
+    p = p.mul_add(t, LN[5]);
+    p = p.mul_add(t, LN[4]);
+    p = p.mul_add(t, LN[3]);
+    p = p.mul_add(t, LN[2]);
+    p = p.mul_add(t, LN[1]);
+    p = p.mul_add(t, LN[0]);
+    t.mul_add(p, exponent as f32 * MINUS_TWO_LN2).sqrt()
+}
+
+/// `(r cos t, r sin t)` for the angle `t = 2 pi turn 2^-32`. `offset` is the signed distance of
+/// the angle to the nearest multiple of a quarter turn, in units of 2^-34 of a turn: the two top
+/// bits of `turn` shifted out, and half steps below its last bit.
+#[inline(always)]
+fn point(r: f32, turn: u32, offset: u32) -> [f32; 2] {
+    const UNIT: f32 = (std::f64::consts::FRAC_PI_2 / 4_294_967_296.0) as f32;
+    let x = offset as i32 as f32 * UNIT;
+    let y = x * x;
+    let mut s = SIN[3];
+    s = s.mul_add(y, SIN[2]);
+    s = s.mul_add(y, SIN[1]);
+    s = s.mul_add(y, SIN[0]);
+    let s = s * x;
+    let mut c = COS[3];
+    c = c.mul_add(y, COS[2]);
+    c = c.mul_add(y, COS[1]);
+    c = c.mul_add(y, COS[0]);
+    // The nearest multiple: bit 30 swaps sine and cosine, bit 31 is the sign of the sine, and
+    // a quarter turn further that of the cosine.
+    let quarter = turn.wrapping_add(1 << 29);
+    let swap = quarter & (1 << 30) != 0;
+    let (cos, sin) = if swap { (s, c) } else { (c, s) };
+    let cos_sign = quarter.wrapping_add(1 << 30) & (1 << 31);
+    let sin_sign = quarter & (1 << 31);
+    [
+        r * f32::from_bits(cos.to_bits() ^ cos_sign),
+        r * f32::from_bits(sin.to_bits() ^ sin_sign),
+    ]
+}
