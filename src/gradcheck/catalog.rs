@@ -13,8 +13,11 @@ use crate::ops::pool2d::{self, Pool2d};
 use crate::ops::{add, linear, loss, noisy_conv2d, relu};
 use crate::tensor::{DType, Shape, Tensor};
 
+/// Runs the checks of one op, one report per shape and mode.
+pub type OpChecks = fn() -> Result<Vec<Report>>;
+
 /// Name and checks of every op.
-pub fn all() -> Vec<(&'static str, fn() -> Result<Vec<Report>>)> {
+pub fn all() -> Vec<(&'static str, OpChecks)> {
     vec![
         ("noise", noise),
         ("conv2d", conv2d),

@@ -196,7 +196,7 @@ impl<'a> Check<'a> {
             worst_element: None,
         };
         if let Some((error, i, dy, grad)) = worst
-            && !(error <= self.tolerance)
+            && exceeds(error, self.tolerance)
         {
             let found = differences.worst_element(i, &grad, &dy, &mut random)?;
             report.worst_element = found.map(|(at, analytic, numeric)| Element {
@@ -377,7 +377,7 @@ impl Differences<'_> {
                 let size = scale.max(sides.central.abs());
                 // With a kink inside the step the central difference is off by at most half the
                 // jump of the one-sided ones, so a small jump decides; so does a NaN.
-                if !(sides.jump > tolerance * size + 2.0 * rounding / h) {
+                if sides.jump.is_nan() || sides.jump <= tolerance * size + 2.0 * rounding / h {
                     return Ok(Some(comparison(sides.central)));
                 }
                 // Curvature halves the jump with the step and leaves the central difference; a
