@@ -44,7 +44,7 @@ pub fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let mut wrong = Vec::new();
     if !json {
         println!(
-            "{:<36} {:<8} {:>10} {:>8} {:>12}  verdict",
+            "{:<40} {:<8} {:>10} {:>8} {:>12}  verdict",
             "check", "input", "directions", "skipped", "worst error"
         );
     }
@@ -83,7 +83,7 @@ fn print_rows(report: &Report) {
             "WRONG"
         };
         println!(
-            "{:<36} {:<8} {:>10} {:>8} {:>12.1e}  {verdict}",
+            "{:<40} {:<8} {:>10} {:>8} {:>12.1e}  {verdict}",
             report.name, input.name, input.directions, input.skipped, input.worst_error
         );
     }
