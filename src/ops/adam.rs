@@ -88,7 +88,7 @@ pub fn step(
     m.expect(OP, "m", shape, w.dtype())?;
     v.expect(OP, "v", shape, w.dtype())?;
     if t.len() != shape.n {
-        let expected = format_args!("{} entries, one per row", shape.n).to_string();
+        let expected = format!("{} entries, one per row", shape.n);
         return Err(Error::argument(OP, "t", expected, t.len()));
     }
     for (arg, value) in [("adam.lr", adam.lr), ("adam.eps", adam.eps)] {

@@ -6,7 +6,9 @@
 //! statistics and again to normalise; backward reads `dy` and `x` for two sums per channel and
 //! again for `dx`.
 
-use super::simd::{BLOCK, block_of, for_blocks, multiversion};
+use std::mem::MaybeUninit;
+
+use super::simd::{BLOCK, block_of, for_blocks, multiversion, written_by};
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Real, Shape, Tensor};
@@ -127,14 +129,16 @@ multiversion! {
             let (b, x) = x.split_at(width);
             let (c, d) = x.split_at(width);
             let sums = x_0.iter().zip(sum.iter_mut()).zip(square.iter_mut());
-            for (((&k, sum), square), (((&a, &b), &c), &d)) in sums.zip(a.iter().zip(b).zip(c).zip(d)) {
+            let pixels = a.iter().zip(b).zip(c).zip(d);
+            for (((&k, sum), square), (((&a, &b), &c), &d)) in sums.zip(pixels) {
                 let (a, b, c, d) = (a - k, b - k, c - k, d - k);
                 *sum += (a + b) + (c + d);
                 *square += (a * a + b * b) + (c * c + d * d);
             }
         }
         for x in fours.remainder().chunks(width) {
-            for (((&x, &k), sum), square) in x.iter().zip(x_0).zip(sum.iter_mut()).zip(square.iter_mut()) {
+            let sums = sum.iter_mut().zip(square.iter_mut());
+            for ((&x, &k), (sum, square)) in x.iter().zip(x_0).zip(sums) {
                 let d = x - k;
                 *sum += d;
                 *square += d * d;
@@ -142,13 +146,13 @@ multiversion! {
         }
     }
 
-    fn apply<T>(x: &[T], y: &mut [T], norm: &Normalise<T>) {
+    fn apply<T>(x: &[T], y: &mut [MaybeUninit<T>], norm: &Normalise<T>) {
         let (low, cap) = (norm.low, norm.cap);
         let width = norm.mean.len();
         for (x, y) in x.chunks(width).zip(y.chunks_mut(width)) {
             let norm = norm.mean.iter().zip(&norm.scale).zip(&norm.shift);
             for ((&x, y), ((&mean, &scale), &shift)) in x.iter().zip(y).zip(norm) {
-                *y = clip((x - mean) * scale + shift, low, cap);
+                y.write(clip((x - mean) * scale + shift, low, cap));
             }
         }
     }
@@ -163,10 +167,29 @@ multiversion! {
     ) {
         let (low, cap) = (norm.low, norm.cap);
         let width = norm.mean.len();
-        for (dy, x) in dy.chunks(width).zip(x.chunks(width)) {
+        let (mut dys, mut xs) = (dy.chunks_exact(2 * width), x.chunks_exact(2 * width));
+        // Two pixels at a time: the vectors over channels are read, the sums written, half as often.
+        for (dy, x) in (&mut dys).zip(&mut xs) {
+            let ((dy_a, dy_b), (x_a, x_b)) = (dy.split_at(width), x.split_at(width));
+            let pixels = dy_a.iter().zip(dy_b).zip(x_a.iter().zip(x_b));
             let norm = norm.mean.iter().zip(&norm.scale).zip(&norm.shift);
             let sums = sum_g.iter_mut().zip(sum_gx.iter_mut());
-            for (((&dy, &x), ((&mean, &scale), &shift)), (sum_g, sum_gx)) in dy.iter().zip(x).zip(norm).zip(sums) {
+            for ((((&dy_a, &dy_b), (&x_a, &x_b)), ((&mean, &scale), &shift)), (sum_g, sum_gx)) in
+                pixels.zip(norm).zip(sums)
+            {
+                let (a, b) = (x_a - mean, x_b - mean);
+                let g_a = gate(dy_a, a * scale + shift, low, cap);
+                let g_b = gate(dy_b, b * scale + shift, low, cap);
+                *sum_g += g_a + g_b;
+                *sum_gx += g_a * a + g_b * b;
+            }
+        }
+        for (dy, x) in dys.remainder().chunks(width).zip(xs.remainder().chunks(width)) {
+            let norm = norm.mean.iter().zip(&norm.scale).zip(&norm.shift);
+            let sums = sum_g.iter_mut().zip(sum_gx.iter_mut());
+            for (((&dy, &x), ((&mean, &scale), &shift)), (sum_g, sum_gx)) in
+                dy.iter().zip(x).zip(norm).zip(sums)
+            {
                 let d = x - mean;
                 let g = gate(dy, d * scale + shift, low, cap);
                 *sum_g += g;
@@ -182,7 +205,9 @@ multiversion! {
         for (dy, x) in dy.chunks_mut(width).zip(x.chunks(width)) {
             let norm = norm.mean.iter().zip(&norm.scale).zip(&norm.shift);
             let through = a.iter().zip(b);
-            for (((dy, &x), ((&mean, &scale), &shift)), (&a, &b)) in dy.iter_mut().zip(x).zip(norm).zip(through) {
+            for (((dy, &x), ((&mean, &scale), &shift)), (&a, &b)) in
+                dy.iter_mut().zip(x).zip(norm).zip(through)
+            {
                 let d = x - mean;
                 let g = gate(*dy, d * scale + shift, low, cap);
                 *dy = scale * g - a - b * d;
@@ -266,7 +291,7 @@ fn check(
         beta.expect(op, "beta", vector, x.dtype())?;
     }
     match activation {
-        Activation::BoundedRelu(cap) if !(cap > 0.0) => {
+        Activation::BoundedRelu(cap) if cap.is_nan() || cap <= 0.0 => {
             let expected = "a bound above 0";
             Err(Error::argument(op, "activation", expected, cap))
         }
@@ -287,10 +312,12 @@ fn vector<T: Real>(values: impl Iterator<Item = f64>) -> Result<Tensor> {
 
 fn normalise<T: Real>(x: &Tensor, norm: &Normalise<T>) -> Result<Tensor> {
     let (shape, x) = (x.shape(), x.data::<T>());
-    let mut y = vec![T::zero(); shape.len()];
-    for_blocks(shape.len(), &mut y, block_of(shape.c), |start, y| {
-        apply(&x[start..start + y.len()], y, norm);
-    });
+    // SAFETY: `apply` writes as many elements as it reads, and gets as many of x as of y.
+    let y = unsafe {
+        written_by(shape.len(), block_of(shape.c), |start, y| {
+            apply(&x[start..start + y.len()], y, norm);
+        })
+    };
     Tensor::from_vec(shape, y)
 }
 

@@ -4,6 +4,8 @@
 //! one loop again for AVX2 and AVX-512 and picks at run time. The compiler neither contracts
 //! `a * b + c` nor reorders sums by itself, so every version gives the same bits.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 /// Elements a thread takes at a time: 64 KiB of f32, which stays in the second-level cache.
@@ -67,6 +69,23 @@ pub(crate) fn for_blocks<T: Send>(
             .enumerate()
             .for_each(|(i, out)| f(i * block, out));
     }
+}
+
+/// A new vector of `len` elements, written by `f` as in [`for_blocks`]: not filled with zeros first,
+/// which would cost as much as the cheapest ops themselves.
+///
+/// # Safety
+/// `f` writes every element of every block it is given.
+pub(crate) unsafe fn written_by<T: Copy + Send>(
+    len: usize,
+    block: usize,
+    f: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync,
+) -> Vec<T> {
+    let mut out = Vec::with_capacity(len);
+    for_blocks(len, &mut out.spare_capacity_mut()[..len], block, f);
+    // SAFETY: the capacity is at least `len`, and the caller vouches that `f` wrote the elements.
+    unsafe { out.set_len(len) };
+    out
 }
 
 /// Elements of a block that holds whole groups of `len` elements: about [`BLOCK`], at least one group.
