@@ -1,5 +1,7 @@
 //! Gaussian noise from a counter: `y = x + sigma * z`, `z ~ N(0, 1)`.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod normals;
 mod philox;
 mod run;

@@ -8,7 +8,7 @@
 
 /// Coefficients of `-2 ln(1 + t) / t`, lowest first: minimax in relative error (2.6e-8) for
 /// `1 + t` in `[sqrt(1/2), sqrt(2)]`.
-const LN: [f32; 9] = [
+pub(super) const LN: [f32; 9] = [
     -2.0,
     0.999_999_76,
     -0.666_683_73,
@@ -20,9 +20,16 @@ const LN: [f32; 9] = [
     -0.174_446_99,
 ];
 /// Coefficients of `sin(x) / x` in `x^2` for `|x| <= pi / 4`; error 3.1e-9.
-const SIN: [f32; 4] = [1.0, -0.166_666_5, 0.008_332_037, -0.000_195_040_35];
+pub(super) const SIN: [f32; 4] = [1.0, -0.166_666_5, 0.008_332_037, -0.000_195_040_35];
 /// Coefficients of `cos(x)` in `x^2` for `|x| <= pi / 4`; error 2.8e-8.
-const COS: [f32; 4] = [1.0, -0.499_998_57, 0.041_655_026, -0.001_358_592];
+pub(super) const COS: [f32; 4] = [1.0, -0.499_998_57, 0.041_655_026, -0.001_358_592];
+
+/// 2^-32.
+pub(super) const STEP: f32 = 1.0 / 4_294_967_296.0;
+/// `-2 ln 2` per unit of an exponent that stands 23 bits up, in a float's place.
+pub(super) const MINUS_TWO_LN2: f32 = (-2.0 * std::f64::consts::LN_2 / 8_388_608.0) as f32;
+/// Radians per 2^-34 of a turn.
+pub(super) const TURN: f32 = (std::f64::consts::FRAC_PI_2 / 4_294_967_296.0) as f32;
 
 /// Two normals of one word: radius from the top 20 bits, angle from the low 12.
 #[inline(always)]
@@ -38,7 +45,6 @@ pub(super) fn fast(word: u32) -> [f32; 2] {
 /// Two normals of a pair of words: 32-bit radius from `u`, 32-bit angle from `v`.
 #[inline(always)]
 pub(super) fn precise(u: u32, v: u32) -> [f32; 2] {
-    const STEP: f32 = 1.0 / 4_294_967_296.0;
     let (exponent, t) = split::<32>(u as f32 + 0.5);
     // Near 1 the radius depends on 1 - (u + 0.5) 2^-32, which would drown in the rounding of u.
     let from_one = (!u as f32).mul_add(-STEP, -0.5 * STEP);
@@ -62,16 +68,7 @@ fn split<const BITS: i32>(u: f32) -> (i32, f32) {
 /// `sqrt(-2 ln(2^e (1 + t)))`.
 #[inline(always)]
 fn radius(exponent: i32, t: f32) -> f32 {
-    const MINUS_TWO_LN2: f32 = (-2.0 * std::f64::consts::LN_2 / 8_388_608.0) as f32;
-    let mut p = LN[8];
-    p = p.mul_add(t, LN[7]);
-    p = p.mul_add(t, LN[6]);
-    p = p.mul_add(t, LN[5]);
-    p = p.mul_add(t, LN[4]);
-    p = p.mul_add(t, LN[3]);
-    p = p.mul_add(t, LN[2]);
-    p = p.mul_add(t, LN[1]);
-    p = p.mul_add(t, LN[0]);
+    let p = polynomial(&LN, t);
     t.mul_add(p, exponent as f32 * MINUS_TWO_LN2).sqrt()
 }
 
@@ -80,18 +77,10 @@ fn radius(exponent: i32, t: f32) -> f32 {
 /// bits of `turn` shifted out, and half steps below its last bit.
 #[inline(always)]
 fn point(r: f32, turn: u32, offset: u32) -> [f32; 2] {
-    const UNIT: f32 = (std::f64::consts::FRAC_PI_2 / 4_294_967_296.0) as f32;
-    let x = offset as i32 as f32 * UNIT;
+    let x = offset as i32 as f32 * TURN;
     let y = x * x;
-    let mut s = SIN[3];
-    s = s.mul_add(y, SIN[2]);
-    s = s.mul_add(y, SIN[1]);
-    s = s.mul_add(y, SIN[0]);
-    let s = s * x;
-    let mut c = COS[3];
-    c = c.mul_add(y, COS[2]);
-    c = c.mul_add(y, COS[1]);
-    c = c.mul_add(y, COS[0]);
+    let s = polynomial(&SIN, y) * x;
+    let c = polynomial(&COS, y);
     // The nearest multiple: bit 30 swaps sine and cosine, bit 31 is the sign of the sine, and
     // a quarter turn further that of the cosine.
     let quarter = turn.wrapping_add(1 << 29);
@@ -103,4 +92,14 @@ fn point(r: f32, turn: u32, offset: u32) -> [f32; 2] {
         r * f32::from_bits(cos.to_bits() ^ cos_sign),
         r * f32::from_bits(sin.to_bits() ^ sin_sign),
     ]
+}
+
+/// Horner's rule, coefficients lowest first.
+#[inline(always)]
+fn polynomial<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
+    let mut p = coefficients[N - 1];
+    for &c in coefficients[..N - 1].iter().rev() {
+        p = p.mul_add(x, c);
+    }
+    p
 }
