@@ -17,7 +17,5 @@ pub mod pool2d;
 pub mod relu;
 pub mod sgd;
 mod simd;
-mod simd;
 pub mod tanh_space;
-pub mod tile;
 pub mod tile;
