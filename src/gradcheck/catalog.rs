@@ -3,8 +3,10 @@
 //! Shapes are small and ragged: odd sizes, windows and groups that leave a rest, one channel more
 //! than a vector.
 
-use super::{Check, Report, normal};
+use super::{Check, Report, check_network, normal};
 use crate::error::Result;
+use crate::models::{Arch, Config, Model};
+use crate::nn::{Mode, Pass};
 use crate::ops::batch_norm::{self, Activation, Running};
 use crate::ops::conv2d::{self, Conv2d};
 use crate::ops::margin::{self, Direction};
@@ -32,6 +34,7 @@ pub fn all() -> Vec<(&'static str, OpChecks)> {
         ("add", add),
         ("cross_entropy", cross_entropy),
         ("margin", margin),
+        ("network", network),
     ]
 }
 
@@ -418,4 +421,37 @@ fn margin() -> Result<Vec<Report>> {
         check("margin, away", Direction::Away, 1.0)?,
         check("margin, towards", Direction::Towards, 0.0)?,
     ])
+}
+
+/// Narrow networks with noise, under both modes of batch norm; one bounds its activations.
+fn network() -> Result<Vec<Report>> {
+    let config = |arch, side, width| Config {
+        width,
+        ..Config::new(arch, Shape::new(1, side, side, 3), 4).with_noise(0.2, 0.1)
+    };
+    let bounded = Config {
+        relu_cap: Some(1.0),
+        ..config(Arch::Small, 8, 3)
+    };
+    let networks = [
+        ("small", config(Arch::Small, 9, 3)),
+        ("small, bounded relu", bounded),
+        ("resnext29", config(Arch::ResNeXt29, 6, 2)),
+        ("linear", config(Arch::Linear, 5, 1)),
+    ];
+    let mut reports = Vec::new();
+    for (name, config) in networks {
+        let shape = config.input.with_n(3);
+        let mut model = Model::new(config, 1)?;
+        for (mode, mode_name) in [(Mode::Train, "train"), (Mode::Eval, "eval")] {
+            let pass = Pass {
+                mode,
+                noise: Some(Key::consecutive(2, Purpose::Test, 5, shape.n, 1)),
+                record: true,
+            };
+            let name = format!("{name} {mode_name}");
+            reports.push(check_network(&name, &mut model, &normal(3, shape), &pass, 2)?);
+        }
+    }
+    Ok(reports)
 }

@@ -52,8 +52,10 @@
 //! step. A check that had to leave out every direction of an input fails.
 
 pub mod catalog;
+mod network;
 mod report;
 
+pub use network::check_network;
 pub use report::{Element, InputReport, Report};
 
 use crate::error::{Error, Result};
