@@ -252,6 +252,7 @@ fn lanes<const PRECISE: bool, const USED: usize, const N: usize>(
 ) {
     let words = philox::blocks(first, draw.rest, draw.key);
     let mut wide = [0.0; 128];
+    #[expect(clippy::needless_range_loop, reason = "lane i of several words")]
     for i in 0..N {
         for j in 0..USED / 2 {
             let at = i * USED + 2 * j;
