@@ -11,7 +11,8 @@ use crate::tensor::Real;
 /// Instruction sets the arithmetic is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// What the target guarantees.
+    /// What the target guarantees. Where that is no fused multiply-add, each one is a library
+    /// call: the same bits, far slower.
     Portable,
     /// AVX2 and FMA.
     Avx2,
