@@ -9,6 +9,9 @@ mod gradcheck;
 mod noise;
 mod train;
 
+#[allow(dead_code)]
+mod noise;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

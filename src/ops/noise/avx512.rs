@@ -25,10 +25,10 @@ pub(super) unsafe fn fill<const PRECISE: bool, const USED: usize>(
     // 16 words are the 64 bytes this reads.
     let first = _mm512_loadu_si512(first.as_ptr().cast());
     let low = eight::<PRECISE, USED>(draw, _mm512_castsi512_si256(first));
-    store::<USED>(low, stride, &mut z[..8 * USED + 16]);
+    store::<USED>(low, stride, &mut z.0);
     if !half {
         let high = eight::<PRECISE, USED>(draw, _mm512_extracti32x8_epi32::<1>(first));
-        store::<USED>(high, stride, &mut z[8 * stride..]);
+        store::<USED>(high, stride, &mut z.0[8 * stride..]);
     }
 }
 

@@ -3,8 +3,9 @@
 //!
 //! Every step is one IEEE operation (integer arithmetic, conversion, add, multiply, fused
 //! multiply-add, square root), so every machine computes the same bits: no library call, no
-//! approximate instruction. Against the formula in exact arithmetic the normals are off by at
-//! most 6e-7 absolute, 3 units in the last place of the largest.
+//! approximate instruction. Against the formula in exact arithmetic the normals are off by less
+//! than 1e-6, two units in the last place of the largest: 8.3e-7 was measured over all radii of
+//! `fast`, 9.7e-7 for `precise`.
 
 /// Coefficients of `-2 ln(1 + t) / t`, lowest first: minimax in relative error (2.6e-8) for
 /// `1 + t` in `[sqrt(1/2), sqrt(2)]`.
@@ -102,4 +103,86 @@ fn polynomial<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
         p = p.mul_add(x, c);
     }
     p
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The formula in f64: `u` and `turn` in units of 1.
+    fn exact(u: f64, turn: f64) -> [f64; 2] {
+        let r = (-2.0 * u.ln()).sqrt();
+        let t = std::f64::consts::TAU * turn;
+        [r * t.cos(), r * t.sin()]
+    }
+
+    fn error(normals: [f32; 2], exact: [f64; 2]) -> f64 {
+        let distance = |i: usize| (f64::from(normals[i]) - exact[i]).abs();
+        distance(0).max(distance(1))
+    }
+
+    #[test]
+    fn fast_normals_are_those_of_the_formula() {
+        // Every radius and, as 4093 is odd, every angle 256 times.
+        let mut worst = 0.0f64;
+        let mut largest = 0.0f32;
+        for a in 0..1u32 << 20 {
+            let b = a.wrapping_mul(4093) & 0xFFF;
+            let z = fast(a << 12 | b);
+            let u = (f64::from(a) + 0.5) / 1_048_576.0;
+            worst = worst.max(error(z, exact(u, (f64::from(b) + 0.5) / 4096.0)));
+            largest = z.iter().fold(largest, |m, z| m.max(z.abs()));
+        }
+        // The largest radius at every angle.
+        for b in 0..1u32 << 12 {
+            let z = fast(b);
+            let u = 0.5 / 1_048_576.0;
+            worst = worst.max(error(z, exact(u, (f64::from(b) + 0.5) / 4096.0)));
+            largest = z.iter().fold(largest, |m, z| m.max(z.abs()));
+        }
+        println!("fast: worst error {worst:.2e}, largest {largest}");
+        assert!(worst < 1e-6, "{worst:e}");
+        assert!((5.39..5.40).contains(&largest), "{largest}");
+    }
+
+    #[test]
+    fn precise_normals_are_those_of_the_formula() {
+        let unit = 4_294_967_296.0;
+        let mut worst = 0.0f64;
+        let mut largest = 0.0f32;
+        let mut check = |u: u32, v: u32| {
+            let z = precise(u, v);
+            let error = error(
+                z,
+                exact((f64::from(u) + 0.5) / unit, (f64::from(v) + 0.5) / unit),
+            );
+            worst = worst.max(error);
+            largest = z.iter().fold(largest, |m, z| m.max(z.abs()));
+        };
+        // Both ends of the radius, where f32 cannot hold u or 1 - u, and the place where the two
+        // ways of computing it meet; the same for the ends of the quarter turns.
+        let meeting = (f64::from(std::f32::consts::FRAC_1_SQRT_2) * unit) as u32;
+        let eighth = 1 << 29;
+        for near in 0..2048u32 {
+            for centre in [0, meeting, 1 << 31, 1 << 24] {
+                for u in [near.wrapping_add(centre), centre.wrapping_sub(near)] {
+                    check(u, near.wrapping_mul(2_654_435_769));
+                    check(u, near);
+                }
+            }
+            for k in 0..8u32 {
+                check(
+                    near.wrapping_mul(2_654_435_769),
+                    (k * eighth).wrapping_add(near),
+                );
+                check(near, (k * eighth).wrapping_sub(near));
+            }
+        }
+        for i in 0..1u32 << 20 {
+            check(i.wrapping_mul(2_654_435_769), i.wrapping_mul(0x9E37_79B1));
+        }
+        println!("precise: worst error {worst:.2e}, largest {largest}");
+        assert!(worst < 1e-6, "{worst:e}");
+        assert!((6.76..6.77).contains(&largest), "{largest}");
+    }
 }

@@ -37,6 +37,7 @@ pub(super) fn blocks<const N: usize>(
     }
     let low = |v: u64| v & 0xFFFF_FFFF;
     for _ in 0..ROUNDS {
+        #[expect(clippy::needless_range_loop, reason = "four arrays in step")]
         for i in 0..N {
             let p0 = low(c[0][i]) * u64::from(MULTIPLIERS[0]);
             let p1 = low(c[2][i]) * u64::from(MULTIPLIERS[1]);

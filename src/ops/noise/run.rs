@@ -11,7 +11,8 @@ use crate::tensor::Real;
 /// Instruction sets the arithmetic is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// What the target guarantees.
+    /// What the target guarantees. Where that is no fused multiply-add, each one is a library
+    /// call: the same bits, far slower.
     Portable,
     /// AVX2 and FMA.
     Avx2,
@@ -79,8 +80,10 @@ pub(super) struct Run<'a, T> {
     pub dst: &'a mut [T],
 }
 
-/// Normals of sixteen blocks at most, and room for a whole vector behind them.
-pub(super) type Buffer = [f32; 16 * 8 + 16];
+/// Normals of sixteen blocks at most, and room for a whole vector behind them; on a cache line of
+/// its own, for whole vectors that cross none.
+#[repr(align(64))]
+pub(super) struct Buffer(pub [f32; 16 * 8 + 16]);
 
 /// Computes normals into a buffer; one implementation per instruction set.
 trait Fill {
@@ -155,7 +158,7 @@ fn chunks<T: Real, F: Fill, const PRECISE: bool, const USED: usize, const CHANNE
     let stride = if run_blocks == 1 { width } else { CHANNELS };
     let dense = width == c && (run_blocks == 1 || width == run_blocks * CHANNELS);
 
-    let mut z: Buffer = [0.0; 144];
+    let mut buffer = Buffer([0.0; 144]);
     let mut counter = first_pixel * draw.blocks + (c0 / CHANNELS) as u32;
     // The next block: where it is in its pixel, and its pixel in the run.
     let (mut block, mut pixel) = (0, 0);
@@ -178,7 +181,8 @@ fn chunks<T: Real, F: Fill, const PRECISE: bool, const USED: usize, const CHANNE
                 b = if wrap { 0 } else { b };
             }
         }
-        F::fill::<PRECISE, USED>(draw, &first, n <= 8, stride, &mut z);
+        F::fill::<PRECISE, USED>(draw, &first, n <= 8, stride, &mut buffer);
+        let z = &buffer.0;
         if dense {
             let (at, len) = (done * stride, n * stride);
             let (x, y) = (&src[at..at + len], &mut dst[at..at + len]);
@@ -229,27 +233,28 @@ impl Fill for Lanes {
         stride: usize,
         z: &mut Buffer,
     ) {
-        let (low, high) = first.split_at(8);
-        eight::<PRECISE, USED>(draw, low, stride, z);
-        if !half {
-            eight::<PRECISE, USED>(draw, high, stride, &mut z[8 * stride..]);
+        if half {
+            let first: &[u32; 8] = first[..8].try_into().expect("8 of 16");
+            lanes::<PRECISE, USED, 8>(draw, first, stride, &mut z.0);
+        } else {
+            lanes::<PRECISE, USED, 16>(draw, first, stride, &mut z.0);
         }
     }
 }
 
-/// The normals of 8 blocks. A function and not a closure: closures are not compiled for the
+/// The normals of `N` blocks. A function and not a closure: closures are not compiled for the
 /// instruction set of the function they are inlined into.
 #[inline(always)]
-fn eight<const PRECISE: bool, const USED: usize>(
+fn lanes<const PRECISE: bool, const USED: usize, const N: usize>(
     draw: &Draw,
-    first: &[u32],
+    first: &[u32; N],
     stride: usize,
-    z: &mut [f32],
+    z: &mut [f32; 144],
 ) {
-    let first: &[u32; 8] = first.try_into().expect("8 of 16");
     let words = philox::blocks(first, draw.rest, draw.key);
-    let mut wide = [0.0; 64];
-    for i in 0..8 {
+    let mut wide = [0.0; 128];
+    #[expect(clippy::needless_range_loop, reason = "lane i of several words")]
+    for i in 0..N {
         for j in 0..USED / 2 {
             let at = i * USED + 2 * j;
             [wide[at], wide[at + 1]] = if PRECISE {
@@ -260,12 +265,12 @@ fn eight<const PRECISE: bool, const USED: usize>(
         }
     }
     if stride == USED {
-        z[..8 * USED].copy_from_slice(&wide[..8 * USED]);
+        z[..N * USED].copy_from_slice(&wide[..N * USED]);
     } else {
         for (wide, z) in wide
             .chunks_exact(USED)
             .zip(z.chunks_exact_mut(stride))
-            .take(8)
+            .take(N)
         {
             z.copy_from_slice(&wide[..stride]);
         }
