@@ -9,9 +9,6 @@ mod gradcheck;
 mod noise;
 mod train;
 
-#[allow(dead_code)]
-mod noise;
-
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
