@@ -43,7 +43,12 @@ pub(super) fn load(dir: &Path, split: Split) -> Result<Dataset> {
     let first = decode(&paths[0])?;
     let (w, h) = (first.width() as usize, first.height() as usize);
     let shape = Shape::new(paths.len(), h, w, 3);
-    let mut pixels = vec![0; shape.len()];
+    let mut pixels: Vec<u8> = Vec::new();
+    if pixels.try_reserve_exact(shape.len()).is_err() {
+        let found = format!("{} of {w}x{h} pixels", paths.len());
+        return Err(Error::file(dir, "images that fit into memory", found));
+    }
+    pixels.resize(shape.len(), 0);
     let failures: Vec<Error> = pixels
         .par_chunks_exact_mut(shape.row_len())
         .zip(&paths)

@@ -7,6 +7,8 @@
 
 mod augment;
 mod cifar;
+
+mod figure;
 mod files;
 mod folder;
 mod npy;

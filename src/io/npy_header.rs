@@ -251,7 +251,10 @@ impl<'a> Scan<'a> {
         let rest = &self.text[self.at.min(self.text.len())..];
         let found = match rest.len() {
             0 => "the end of the header".to_owned(),
-            len => format!("`{}`", rest[..len.min(16)].escape_ascii()),
+            len => {
+                let text = rest[..len.min(16)].escape_ascii().to_string();
+                format!("`{}`", text.replace("\\'", "'"))
+            }
         };
         Wrong {
             at: self.at,
