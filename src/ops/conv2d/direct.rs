@@ -147,19 +147,32 @@ fn transpose<T: Element>(
     lanes: usize,
     to: &mut [T],
 ) {
-    // A cache line of each row at a time.
-    const LINE: usize = 16;
-    for from in range.clone().step_by(LINE) {
-        let end = range.end.min(from + LINE);
-        let to = &mut to[(from - range.start) * lanes..(end - range.start) * lanes];
-        for lane in 0..width {
-            let row = &rows[lane * depth..][from..end];
-            for (to, &value) in to[lane..].iter_mut().step_by(lanes).zip(row) {
-                *to = value;
+    // Squares of one cache line by as many rows: whole lines are read and written.
+    const SIDE: usize = 16;
+    for from in range.clone().step_by(SIDE) {
+        let count = SIDE.min(range.end - from);
+        let to = &mut to[(from - range.start) * lanes..][..count * lanes];
+        for lane in (0..lanes).step_by(SIDE) {
+            let side = SIDE.min(lanes - lane);
+            if count == SIDE && side == SIDE && lane + SIDE <= width {
+                let square: [&[T; SIDE]; SIDE] = std::array::from_fn(|l| {
+                    let row = &rows[(lane + l) * depth + from..][..SIDE];
+                    row.try_into().expect("SIDE elements")
+                });
+                for (k, to) in to.chunks_exact_mut(lanes).enumerate() {
+                    let line: [T; SIDE] = std::array::from_fn(|l| square[l][k]);
+                    to[lane..][..SIDE].copy_from_slice(&line);
+                }
+            } else {
+                for (k, to) in to.chunks_exact_mut(lanes).enumerate() {
+                    for l in lane..lane + side {
+                        to[l] = match l < width {
+                            true => rows[l * depth + from + k],
+                            false => T::zero(),
+                        };
+                    }
+                }
             }
-        }
-        for to in to.chunks_exact_mut(lanes) {
-            to[width..].fill(T::zero());
         }
     }
 }
