@@ -12,7 +12,9 @@ use rayon::prelude::*;
 
 use super::Conv2d;
 use super::operand::{Operand, Window};
-use crate::ops::tile::{Block, Element, Isa, MAX_ROWS, Purpose, Run, Scratch, Start, Tile, blocks};
+use crate::ops::tile::{
+    Block, Element, Isa, MAX_ROWS, Purpose, Run, Scratch, Start, Tile, Unset, blocks, collect,
+};
 use crate::tensor::Shape;
 
 /// Elements of one task's copy of the input: what stays in a core's second-level cache beside
@@ -181,21 +183,22 @@ pub(super) fn convolve<T: Element>(
     b: Option<&[T]>,
     y_shape: Shape,
 ) -> Vec<T> {
-    let mut y = vec![T::zero(); y_shape.len()];
     let call = Call {
         x,
         groups,
         b,
         y: y_shape,
     };
-    tasks(x.shape, parts, y_shape, &mut y)
-        .into_par_iter()
-        .for_each(|mut task| {
-            for part in parts {
-                call.compute(part, &mut task);
-            }
-        });
-    y
+    collect(y_shape.len(), |y| {
+        tasks(x.shape, parts, y_shape, y)
+            .into_par_iter()
+            .for_each(|task| {
+                let y = task.y.zero();
+                for part in parts {
+                    call.compute(part, &task.images, &task.rows, y);
+                }
+            });
+    })
 }
 
 /// What all tasks share.
@@ -210,7 +213,7 @@ struct Call<'a, T> {
 struct Task<'a, T> {
     images: Range<usize>,
     rows: Range<usize>,
-    y: &'a mut [T],
+    y: Unset<'a, T>,
 }
 
 /// Cuts the work so that a task's input fits a core's cache and every thread has some. The cut
@@ -219,7 +222,7 @@ fn tasks<'a, T: Element>(
     x: Shape,
     parts: &[Part<T>],
     y_shape: Shape,
-    mut y: &'a mut [T],
+    mut y: Unset<'a, T>,
 ) -> Vec<Task<'a, T>> {
     let patch = |part: &Part<T>| {
         let rows = (part.rows - 1) * part.step + part.kh;
@@ -243,7 +246,7 @@ fn tasks<'a, T: Element>(
             let rows = band * y_shape.h / bands..(band + 1) * y_shape.h / bands;
             // With several bands there is one image, so that a task's part of y is one slice.
             let len = images.len() * rows.len() * y_shape.w * y_shape.c;
-            let (mine, rest) = y.split_at_mut(len);
+            let (mine, rest) = y.split_at(len);
             y = rest;
             let images = images.clone();
             tasks.push(Task {
@@ -330,11 +333,17 @@ struct Patch<'a, T> {
 }
 
 impl<T: Element> Call<'_, T> {
-    /// One part of the convolution in one task.
-    fn compute(&self, part: &Part<T>, task: &mut Task<'_, T>) {
+    /// One part of the convolution, for the images and destination rows of one task.
+    fn compute(
+        &self,
+        part: &Part<T>,
+        task_images: &Range<usize>,
+        task_rows: &Range<usize>,
+        y: &mut [T],
+    ) {
         // Grid rows that lie in the task's destination rows.
         let grid_row = |row: usize| row.saturating_sub(part.row).div_ceil(part.grid);
-        let rows = grid_row(task.rows.start)..grid_row(task.rows.end).min(part.rows);
+        let rows = grid_row(task_rows.start)..grid_row(task_rows.end).min(part.rows);
         if rows.is_empty() {
             return;
         }
@@ -350,8 +359,8 @@ impl<T: Element> Call<'_, T> {
         // in the cache.
         let image_len = (window.rows * pitch).div_ceil(32) * 32 + 16;
         let mut scratch = Scratch::take(Purpose::Patch);
-        let patch = scratch.get::<T>(task.images.len() * image_len);
-        for (image, to) in task.images.clone().zip(patch.chunks_exact_mut(image_len)) {
+        let patch = scratch.get::<T>(task_images.len() * image_len);
+        for (image, to) in task_images.clone().zip(patch.chunks_exact_mut(image_len)) {
             let read = |r: usize| r % part.step < part.kh;
             self.x
                 .copy(image, window, read, &mut to[..window.rows * pitch]);
@@ -362,14 +371,14 @@ impl<T: Element> Call<'_, T> {
         // out as many taps as single pixels could.
         let row_taps = equal_taps(window.top, part.step, rows.len(), part.kh, self.x.shape.h);
         let col_taps = equal_taps(window.left, part.step, part.cols, part.kw, self.x.shape.w);
-        let mut pixels = Vec::with_capacity(task.images.len() * rows.len() * part.cols);
+        let mut pixels = Vec::with_capacity(task_images.len() * rows.len() * part.cols);
         for (some_rows, u) in &row_taps {
             for (some_cols, v) in &col_taps {
-                for image in 0..task.images.len() {
+                for image in 0..task_images.len() {
                     for i in some_rows.clone() {
-                        let row = part.row + (rows.start + i) * part.grid - task.rows.start;
+                        let row = part.row + (rows.start + i) * part.grid - task_rows.start;
                         let from = image * image_len + i * part.step * pitch;
-                        let to = (image * task.rows.len() + row) * self.y.w + part.col;
+                        let to = (image * task_rows.len() + row) * self.y.w + part.col;
                         pixels.extend(some_cols.clone().map(|j| Pixel {
                             from: from + j * part.step * c,
                             to: (to + j * part.grid) * self.y.c,
@@ -379,7 +388,7 @@ impl<T: Element> Call<'_, T> {
                 }
             }
         }
-        self.tiles(part, &patch, &pixels, task.y);
+        self.tiles(part, &patch, &pixels, y);
     }
 
     /// All output channels of these pixels.

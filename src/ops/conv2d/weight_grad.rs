@@ -28,7 +28,7 @@ const PARTIAL_LEN: usize = 2 << 20;
 const PATCH_LEN: usize = 128 << 10;
 
 /// Pixels that all tiles go over before the next pixels are read.
-const PIXELS: usize = 256;
+const PIXELS: usize = 512;
 
 /// Lanes up to which a kernel row's columns and channels are taken as one block of lanes.
 const JOINED_LANES: usize = 64;
