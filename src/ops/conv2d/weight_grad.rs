@@ -204,7 +204,7 @@ impl<T: Element> Plan<'_, T> {
         let pixel = if self.joined { self.w.c } else { cols };
         let together = (PATCH_LEN / (pixels * pixel)).clamp(1, images);
         let images = images.div_ceil(images.div_ceil(together));
-        let across = !self.joined && images > self.y.w;
+        let across = !self.joined && images > 2 * self.y.w;
         Layout {
             window,
             images,
