@@ -1,5 +1,7 @@
 //! Gaussian noise from a counter: `y = x + sigma * z`, `z ~ N(0, 1)`.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod normals;
 mod philox;
 mod run;
@@ -74,7 +76,8 @@ pub enum Normals {
     /// 8 normals a block, 20-bit radius and 12-bit angle; largest |z| is 5.40.
     #[default]
     Fast,
-    /// 4 normals a block, 32-bit radius and angle; largest |z| is 6.76. For certification.
+    /// 4 normals a block (so `ceil(c / 4)` blocks a pixel, not `ceil(c / 8)`), 32-bit radius and
+    /// angle; largest |z| is 6.76. For certification.
     Precise,
 }
 
@@ -224,7 +227,8 @@ impl RowNoise {
     /// `dst = src + sigma * z` for `pixels` consecutive pixels starting at pixel index
     /// `first_pixel` (`h * W + w`), all channels.
     /// `src` and `dst` hold `pixels * c` elements, channels innermost. Bit-identical to the same
-    /// elements of [`forward`], however the row is cut.
+    /// elements of [`forward`], however the row is cut; sixteen blocks (128 channels, or 16 narrow
+    /// pixels) fill the vectors, fewer cost as much as eight or sixteen.
     pub fn add<T: Real>(&self, first_pixel: usize, src: &[T], dst: &mut [T]) {
         self.add_channels(first_pixel, 0, self.c, src, dst);
     }

@@ -3,10 +3,10 @@
 //! so any block of any stream is computed on its own.
 
 /// Multipliers of counter words 0 and 2.
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub(super) const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 /// What the key words grow by from round to round: the golden ratio and sqrt(3) - 1.
-const KEY_STEP: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-const ROUNDS: usize = 10;
+pub(super) const KEY_STEP: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub(super) const ROUNDS: usize = 10;
 
 /// The four words of one block.
 ///
@@ -37,6 +37,7 @@ pub(super) fn blocks<const N: usize>(
     }
     let low = |v: u64| v & 0xFFFF_FFFF;
     for _ in 0..ROUNDS {
+        #[expect(clippy::needless_range_loop, reason = "four arrays in step")]
         for i in 0..N {
             let p0 = low(c[0][i]) * u64::from(MULTIPLIERS[0]);
             let p1 = low(c[2][i]) * u64::from(MULTIPLIERS[1]);

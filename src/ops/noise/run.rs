@@ -11,7 +11,8 @@ use crate::tensor::Real;
 /// Instruction sets the arithmetic is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// What the target guarantees.
+    /// What the target guarantees. Where that is no fused multiply-add, each one is a library
+    /// call: the same bits, far slower.
     Portable,
     /// AVX2 and FMA.
     Avx2,
@@ -79,8 +80,23 @@ pub(super) struct Run<'a, T> {
     pub dst: &'a mut [T],
 }
 
-/// Normals of sixteen blocks at most.
-type Buffer = [f32; 16 * 8];
+/// Normals of sixteen blocks at most, and room for a whole vector behind them; on a cache line of
+/// its own, for whole vectors that cross none.
+#[repr(align(64))]
+pub(super) struct Buffer(pub [f32; 16 * 8 + 16]);
+
+/// Computes normals into a buffer; one implementation per instruction set.
+trait Fill {
+    /// The first `USED` normals of 16 (or, if `half`, 8) blocks, block after block at a distance
+    /// of `stride <= USED`.
+    fn fill<const PRECISE: bool, const USED: usize>(
+        draw: &Draw,
+        first: &[u32; 16],
+        half: bool,
+        stride: usize,
+        z: &mut Buffer,
+    );
+}
 
 /// Adds; `width > 0`.
 pub(super) fn add<T: Real>(isa: Isa, precise: bool, draw: &Draw, run: Run<'_, T>) {
@@ -91,39 +107,41 @@ pub(super) fn add<T: Real>(isa: Isa, precise: bool, draw: &Draw, run: Run<'_, T>
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { add_avx2(precise, draw, run) },
-        _ => by_words(precise, draw, run),
+        _ => by_width::<T, Lanes>(precise, draw, run),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
 fn add_avx512<T: Real>(precise: bool, draw: &Draw, run: Run<'_, T>) {
-    by_words(precise, draw, run);
+    by_width::<T, Avx512>(precise, draw, run);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn add_avx2<T: Real>(precise: bool, draw: &Draw, run: Run<'_, T>) {
-    by_words(precise, draw, run);
+    by_width::<T, Lanes>(precise, draw, run);
 }
 
 /// Picks how many of a block's normals are computed: all of them, or for narrow runs (an image
-/// has three channels) those that are used.
+/// has three channels) the first half.
 #[inline(always)]
-fn by_words<T: Real>(precise: bool, draw: &Draw, run: Run<'_, T>) {
-    match (precise, run.width) {
-        (false, 1..=2) => chunks::<T, false, 2>(draw, run),
-        (false, 3..=4) => chunks::<T, false, 4>(draw, run),
-        (false, _) => chunks::<T, false, 8>(draw, run),
-        (true, 1..=2) => chunks::<T, true, 2>(draw, run),
-        (true, _) => chunks::<T, true, 4>(draw, run),
+fn by_width<T: Real, F: Fill>(precise: bool, draw: &Draw, run: Run<'_, T>) {
+    if precise {
+        chunks::<T, F, true, 4, 4>(draw, run);
+    } else if run.width <= 4 {
+        chunks::<T, F, false, 4, 8>(draw, run);
+    } else {
+        chunks::<T, F, false, 8, 8>(draw, run);
     }
 }
 
-/// `USED` normals of each block are computed.
+/// Sixteen blocks at a time. A block serves `CHANNELS`; `USED` of its normals are computed.
 #[inline(always)]
-fn chunks<T: Real, const PRECISE: bool, const USED: usize>(draw: &Draw, run: Run<'_, T>) {
-    let per_block = if PRECISE { 4 } else { 8 };
+fn chunks<T: Real, F: Fill, const PRECISE: bool, const USED: usize, const CHANNELS: usize>(
+    draw: &Draw,
+    run: Run<'_, T>,
+) {
     let Run {
         first_pixel,
         c,
@@ -132,64 +150,64 @@ fn chunks<T: Real, const PRECISE: bool, const USED: usize>(draw: &Draw, run: Run
         src,
         dst,
     } = run;
-    let run_blocks = width.div_ceil(per_block);
-    let pixels = dst.len() / width;
-    let total = pixels * run_blocks;
-    let base = first_pixel * draw.blocks + (c0 / per_block) as u32;
-    // Without gaps: the blocks are consecutive, their normals too.
-    let dense = width == c && width == run_blocks * per_block;
-    let mut z: Buffer = [0.0; 128];
-    let (mut pixel, mut k) = (0, 0);
+    let run_blocks = width.div_ceil(CHANNELS);
+    let total = dst.len() / width * run_blocks;
+    let gap = draw.blocks - run_blocks as u32;
+    // A lone block is cut to the run's width at once; then, as with whole blocks, the normals lie
+    // as the elements do.
+    let stride = if run_blocks == 1 { width } else { CHANNELS };
+    let dense = width == c && (run_blocks == 1 || width == run_blocks * CHANNELS);
+
+    let mut buffer = Buffer([0.0; 144]);
+    let mut counter = first_pixel * draw.blocks + (c0 / CHANNELS) as u32;
+    // The next block: where it is in its pixel, and its pixel in the run.
+    let (mut block, mut pixel) = (0, 0);
     let mut done = 0;
     while done < total {
-        let lanes = if total - done > 8 { 16 } else { 8 };
+        let n = (total - done).min(16);
         let mut first = [0u32; 16];
-        let (mut p, mut b) = (pixel, k);
-        for word in &mut first[..lanes] {
-            *word = base + p as u32 * draw.blocks + b as u32;
-            b += 1;
-            if b == run_blocks {
-                b = 0;
-                p += 1;
+        if gap == 0 {
+            for (i, word) in first.iter_mut().enumerate() {
+                *word = counter.wrapping_add(i as u32);
+            }
+            counter = counter.wrapping_add(16);
+        } else {
+            let mut b = block;
+            for word in &mut first[..n] {
+                *word = counter;
+                b += 1;
+                let wrap = b == run_blocks;
+                counter = counter.wrapping_add(1 + if wrap { gap } else { 0 });
+                b = if wrap { 0 } else { b };
             }
         }
-        if lanes == 16 {
-            fill::<PRECISE, USED, 16>(draw, &first, &mut z);
-        } else {
-            let half: &[u32; 8] = first[..8].try_into().expect("8 of 16");
-            fill::<PRECISE, USED, 8>(draw, half, &mut z);
-        }
-        let n = lanes.min(total - done);
+        F::fill::<PRECISE, USED>(draw, &first, n <= 8, stride, &mut buffer);
+        let z = &buffer.0;
         if dense {
-            let at = done * per_block;
-            let len = n * per_block;
-            add_slice(
-                draw.sigma,
-                &z[..len],
-                &src[at..at + len],
-                &mut dst[at..at + len],
-            );
+            let (at, len) = (done * stride, n * stride);
+            let (x, y) = (&src[at..at + len], &mut dst[at..at + len]);
+            if len == 128 {
+                add_slice(draw.sigma, &z[..128], &x[..128], &mut y[..128]);
+            } else {
+                add_slice(draw.sigma, &z[..len], x, y);
+            }
         } else {
-            let (mut p, mut b) = (pixel, k);
-            for block in 0..n {
-                let channel = b * per_block;
-                let len = per_block.min(width - channel);
-                let from = p * c + c0 + channel;
-                let to = p * width + channel;
-                add_slice(
-                    draw.sigma,
-                    &z[block * USED..block * USED + len],
-                    &src[from..from + len],
-                    &mut dst[to..to + len],
-                );
-                b += 1;
-                if b == run_blocks {
-                    b = 0;
-                    p += 1;
+            for z in z.chunks_exact(stride).take(n) {
+                let channel = block * CHANNELS;
+                let (from, to) = (pixel * c + c0 + channel, pixel * width + channel);
+                let len = stride.min(width - channel);
+                let (x, y) = (&src[from..from + len], &mut dst[to..to + len]);
+                if len == 8 {
+                    add_slice(draw.sigma, &z[..8], &x[..8], &mut y[..8]);
+                } else {
+                    add_slice(draw.sigma, &z[..len], x, y);
+                }
+                block += 1;
+                if block == run_blocks {
+                    (block, pixel) = (0, pixel + 1);
                 }
             }
         }
-        (pixel, k) = (p, b);
         done += n;
     }
 }
@@ -203,29 +221,77 @@ fn add_slice<T: Real>(sigma: f32, z: &[f32], src: &[T], dst: &mut [T]) {
     }
 }
 
-/// The first `USED` normals of `N` blocks, block after block.
+/// Arrays of lanes, for the compiler to put into the registers it has.
+struct Lanes;
+
+impl Fill for Lanes {
+    #[inline(always)]
+    fn fill<const PRECISE: bool, const USED: usize>(
+        draw: &Draw,
+        first: &[u32; 16],
+        half: bool,
+        stride: usize,
+        z: &mut Buffer,
+    ) {
+        if half {
+            let first: &[u32; 8] = first[..8].try_into().expect("8 of 16");
+            lanes::<PRECISE, USED, 8>(draw, first, stride, &mut z.0);
+        } else {
+            lanes::<PRECISE, USED, 16>(draw, first, stride, &mut z.0);
+        }
+    }
+}
+
+/// The normals of `N` blocks. A function and not a closure: closures are not compiled for the
+/// instruction set of the function they are inlined into.
 #[inline(always)]
-fn fill<const PRECISE: bool, const USED: usize, const N: usize>(
+fn lanes<const PRECISE: bool, const USED: usize, const N: usize>(
     draw: &Draw,
     first: &[u32; N],
-    z: &mut Buffer,
+    stride: usize,
+    z: &mut [f32; 144],
 ) {
     let words = philox::blocks(first, draw.rest, draw.key);
-    if PRECISE {
-        let pairs = USED / 2;
-        for i in 0..N {
-            for j in 0..pairs {
-                let at = i * USED + 2 * j;
-                [z[at], z[at + 1]] = normals::precise(words[2 * j][i], words[2 * j + 1][i]);
-            }
+    let mut wide = [0.0; 128];
+    #[expect(clippy::needless_range_loop, reason = "lane i of several words")]
+    for i in 0..N {
+        for j in 0..USED / 2 {
+            let at = i * USED + 2 * j;
+            [wide[at], wide[at + 1]] = if PRECISE {
+                normals::precise(words[2 * j][i], words[2 * j + 1][i])
+            } else {
+                normals::fast(words[j][i])
+            };
         }
+    }
+    if stride == USED {
+        z[..N * USED].copy_from_slice(&wide[..N * USED]);
     } else {
-        let used = USED / 2;
-        for i in 0..N {
-            for j in 0..used {
-                let at = i * USED + 2 * j;
-                [z[at], z[at + 1]] = normals::fast(words[j][i]);
-            }
+        for (wide, z) in wide
+            .chunks_exact(USED)
+            .zip(z.chunks_exact_mut(stride))
+            .take(N)
+        {
+            z.copy_from_slice(&wide[..stride]);
         }
+    }
+}
+
+/// AVX-512; only ever used below [`add_avx512`].
+#[cfg(target_arch = "x86_64")]
+struct Avx512;
+
+#[cfg(target_arch = "x86_64")]
+impl Fill for Avx512 {
+    #[inline(always)]
+    fn fill<const PRECISE: bool, const USED: usize>(
+        draw: &Draw,
+        first: &[u32; 16],
+        half: bool,
+        stride: usize,
+        z: &mut Buffer,
+    ) {
+        // SAFETY: the only caller is compiled for these instructions, and `add` asked for them.
+        unsafe { super::avx512::fill::<PRECISE, USED>(draw, first, half, stride, z) }
     }
 }

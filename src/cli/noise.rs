@@ -1,0 +1,312 @@
+//! `noiseforge noise`: the draw of one noise layer for one image, as a file.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use noiseforge::Shape;
+use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose, Row, RowNoise};
+use npyz::WriterBuilder;
+
+/// Write the noise one layer adds to one image: sigma * z, as an f32 array [h, w, c]
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  noiseforge noise --seed 7 --purpose eval --layer 0 --draw 3 --row 41 \\
+      --shape 32,32,3 --sigma 0.2 --out z.npy
+
+is what an evaluation with seed 7 adds to image 41 of the data set in its fourth draw. The numbers
+depend on nothing else: not on the batch, the number of threads or the processor.")]
+pub struct Args {
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// What the draw is for
+    #[arg(long, value_enum)]
+    purpose: For,
+    /// Number of the noise layer in its network; 0 is the noise on the image
+    #[arg(long, default_value_t = 0)]
+    layer: u16,
+    /// Training step, or index of the ensemble's or attack's draw
+    #[arg(long, default_value_t = 0)]
+    draw: u32,
+    /// Index of the image: in its data set or, in training, in the batch
+    #[arg(long, default_value_t = 0)]
+    row: u32,
+    /// Height, width and channels of the layer's input
+    #[arg(long, value_name = "H,W,C", value_parser = parse_shape)]
+    shape: Shape,
+    /// Standard deviation
+    #[arg(long, allow_hyphen_values = true, value_parser = parse_sigma)]
+    sigma: f32,
+    /// Normals from 32-bit radius and angle instead of 20 and 12 bits
+    #[arg(long)]
+    precise: bool,
+    /// File to write
+    #[arg(long, value_name = "FILE.npy")]
+    out: PathBuf,
+}
+
+/// [`Purpose`], as the command line spells it.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum For {
+    Train,
+    Eval,
+    Attack,
+    Certify,
+    Test,
+}
+
+impl From<For> for Purpose {
+    fn from(purpose: For) -> Self {
+        match purpose {
+            For::Train => Purpose::Train,
+            For::Eval => Purpose::Eval,
+            For::Attack => Purpose::Attack,
+            For::Certify => Purpose::Certify,
+            For::Test => Purpose::Test,
+        }
+    }
+}
+
+fn parse_shape(text: &str) -> Result<Shape, String> {
+    let sizes: Option<Vec<usize>> = text
+        .split(',')
+        .map(|size| size.trim().parse().ok().filter(|&size| size > 0))
+        .collect();
+    match sizes.as_deref() {
+        Some(&[h, w, c]) => Ok(Shape::new(1, h, w, c)),
+        _ => Err("expected three sizes of at least 1, e.g. 32,32,3".into()),
+    }
+}
+
+fn parse_sigma(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(sigma) if sigma.is_finite() && sigma >= 0.0 => Ok(sigma),
+        _ => Err("expected a finite number of at least 0".into()),
+    }
+}
+
+/// Runs the command; with `json`, prints `out`, `shape`, `mean`, `std` and `max_abs`, the last
+/// three of the numbers written.
+pub fn run(args: &Args, json: bool) -> Result<()> {
+    let noise = Noise {
+        key: Key {
+            seed: args.seed,
+            purpose: args.purpose.into(),
+            rows: Arc::new([Row {
+                id: args.row,
+                draw: args.draw,
+            }]),
+        },
+        layer: args.layer,
+        sigma: args.sigma,
+        normals: if args.precise {
+            Normals::Precise
+        } else {
+            Normals::Fast
+        },
+    };
+    noise::check_shape("noise", &noise, args.shape)?;
+    let moments = write(&args.out, &noise, args.shape)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    let Shape { h, w, c, .. } = args.shape;
+    let Moments { mean, std, max_abs } = moments;
+    if json {
+        let report = serde_json::json!({
+            "out": args.out,
+            "shape": [h, w, c],
+            "mean": mean,
+            "std": std,
+            "max_abs": max_abs,
+        });
+        println!("{report}");
+    } else {
+        println!(
+            "{}: [{h}, {w}, {c}] f32, mean {mean:.6}, standard deviation {std:.6}, \
+             largest magnitude {max_abs:.6}",
+            args.out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Of the numbers written.
+struct Moments {
+    mean: f64,
+    std: f64,
+    max_abs: f64,
+}
+
+/// Elements drawn at a time: memory does not grow with the image.
+const PIECE: usize = 1 << 16;
+
+/// Writes the noise beside `out` and renames it when it is complete.
+fn write(out: &Path, noise: &Noise, shape: Shape) -> Result<Moments> {
+    let folder = match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut options = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Less the user's umask, as for any other new file.
+        options.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = options.tempfile_in(folder)?;
+
+    let total = shape.h as u64 * shape.w as u64;
+    let count = total as f64 * shape.c as f64;
+    let per_piece = (PIECE / shape.c).max(1);
+    let mut zeros = Vec::new();
+    let mut z = Vec::new();
+    for buffer in [&mut zeros, &mut z] {
+        let len = per_piece * shape.c;
+        buffer.try_reserve_exact(len)?;
+        buffer.resize(len, 0f32);
+    }
+    let draw = RowNoise::new(noise, 0, shape.c);
+    let (mut sum, mut squares, mut max_abs) = (0.0, 0.0, 0f64);
+
+    let mut buffered = BufWriter::new(file.as_file_mut());
+    let mut npy = npyz::WriteOptions::new()
+        .default_dtype()
+        .shape(&[shape.h as u64, shape.w as u64, shape.c as u64])
+        .writer(&mut buffered)
+        .begin_nd()?;
+    let mut pixel = 0;
+    while pixel < total {
+        let len = (total - pixel).min(per_piece as u64) as usize * shape.c;
+        let z = &mut z[..len];
+        draw.add(pixel as usize, &zeros[..len], z);
+        for &z in &*z {
+            let z = f64::from(z);
+            sum += z;
+            squares += z * z;
+            max_abs = max_abs.max(z.abs());
+        }
+        npy.extend(z.iter().copied())?;
+        pixel += per_piece as u64;
+    }
+    npy.finish()?;
+    buffered.flush()?;
+    drop(buffered);
+    file.persist(out)?;
+
+    let mean = sum / count;
+    Ok(Moments {
+        mean,
+        std: (squares / count - mean * mean).max(0.0).sqrt(),
+        max_abs,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use noiseforge::{DType, Tensor};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Command::try_parse_from(["noise"].into_iter().chain(line.split(' '))).map(|c| c.args)
+    }
+
+    #[test]
+    fn the_file_holds_what_the_op_adds() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("z.npy");
+        for (extra, normals) in [("", Normals::Fast), (" --precise", Normals::Precise)] {
+            // More than one piece, and ragged.
+            let mut args = parse(&format!(
+                "--seed 7 --purpose certify --layer 2 --draw 3 --row 41 \
+                 --shape 90,71,13 --sigma 0.25 --out z.npy{extra}"
+            ))
+            .unwrap();
+            args.out = out.clone();
+            run(&args, false).unwrap();
+
+            let noise = Noise {
+                key: Key::consecutive(7, Purpose::Certify, 41, 1, 3),
+                layer: 2,
+                sigma: 0.25,
+                normals,
+            };
+            let zeros = Tensor::zeros(Shape::new(1, 90, 71, 13), DType::F32);
+            let expected = noise::forward(&zeros, &noise).unwrap();
+            let npy = npyz::NpyFile::new(std::fs::File::open(&out).unwrap()).unwrap();
+            assert_eq!(npy.shape(), [90, 71, 13]);
+            assert_eq!(npy.into_vec::<f32>().unwrap(), expected.data::<f32>());
+        }
+        let files = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(files, 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_name() {
+        let good = "--purpose test --shape 2,2,3 --sigma 1 --out z.npy";
+        parse(good).unwrap();
+        for (from, to, expected) in [
+            (
+                "--sigma 1",
+                "--sigma -1",
+                "invalid value '-1' for '--sigma <SIGMA>'",
+            ),
+            (
+                "--sigma 1",
+                "--sigma NaN",
+                "expected a finite number of at least 0",
+            ),
+            (
+                "2,2,3",
+                "2,0,3",
+                "invalid value '2,0,3' for '--shape <H,W,C>'",
+            ),
+            (
+                "2,2,3",
+                "2,2",
+                "expected three sizes of at least 1, e.g. 32,32,3",
+            ),
+            (
+                "test",
+                "other",
+                "[possible values: train, eval, attack, certify, test]",
+            ),
+            (
+                "--sigma 1",
+                "--sigma 1 --layer 65536",
+                "65536 is not in 0..=65535",
+            ),
+        ] {
+            let text = parse(&good.replace(from, to)).unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_and_an_image_too_large_are_refused() {
+        let mut args = parse("--purpose test --shape 2,2,3 --sigma 1 --out z.npy").unwrap();
+        args.out = "/nowhere/at/all/z.npy".into();
+        let text = format!("{:#}", run(&args, false).unwrap_err());
+        assert!(
+            text.starts_with("cannot write /nowhere/at/all/z.npy: "),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 1);
+        args.shape = Shape::new(1, 1 << 20, 1 << 20, 8);
+        let text = format!("{:#}", run(&args, false).unwrap_err());
+        assert!(
+            text.starts_with("noise: x: expected at most 2^32 blocks"),
+            "{text}"
+        );
+    }
+}
