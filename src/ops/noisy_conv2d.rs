@@ -18,7 +18,7 @@ pub fn forward(
     conv: Conv2d,
 ) -> Result<Tensor> {
     const OP: &str = "noisy_conv2d::forward";
-    noise::check(OP, noise, x.shape().n)?;
+    noise::check_shape(OP, noise, x.shape())?;
     conv2d::forward_noisy(OP, x, Some(noise), w, b, conv)
 }
 
@@ -32,6 +32,6 @@ pub fn weight_grad(
     conv: Conv2d,
 ) -> Result<()> {
     const OP: &str = "noisy_conv2d::weight_grad";
-    noise::check(OP, noise, x.shape().n)?;
+    noise::check_shape(OP, noise, x.shape())?;
     conv2d::weight_grad_noisy(OP, dy, x, Some(noise), dw, db, conv)
 }

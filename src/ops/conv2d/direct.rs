@@ -4,7 +4,7 @@
 //! copies its window of the input once, with the zero border and with noise, then lets register
 //! tiles of a few pixels by a block of output channels run over kernel rows, kernel columns and
 //! channels. A tile leaves out the taps that meet only padding at all of its pixels; adding their
-//! zeros would not change the sums.
+//! zeros would not change the sums. Of a 3 x 3 kernel on 4 x 4 pixels that leaves 100 of 144 taps.
 
 use std::ops::Range;
 
@@ -12,7 +12,9 @@ use rayon::prelude::*;
 
 use super::Conv2d;
 use super::operand::{Operand, Window};
-use crate::ops::tile::{Block, Element, Isa, MAX_ROWS, Purpose, Run, Scratch, Start, Tile, blocks};
+use crate::ops::tile::{
+    Block, Element, Isa, MAX_ROWS, Purpose, Run, Scratch, Start, Tile, Unset, blocks, collect,
+};
 use crate::tensor::Shape;
 
 /// Elements of one task's copy of the input: what stays in a core's second-level cache beside
@@ -21,10 +23,6 @@ const PATCH_LEN: usize = 192 << 10;
 
 /// Elements of the weights that one sweep over the task's pixels uses.
 const PANEL_LEN: usize = 40 << 10;
-
-/// Images in a task from which tiles take one pixel of several images, rather than several pixels
-/// of one: then the pixels of a tile meet the padding together.
-const IMAGES_ACROSS: usize = 3;
 
 /// A convolution from windows of the source to a regular grid of pixels of the destination:
 ///
@@ -147,19 +145,32 @@ fn transpose<T: Element>(
     lanes: usize,
     to: &mut [T],
 ) {
-    // A cache line of each row at a time.
-    const LINE: usize = 16;
-    for from in range.clone().step_by(LINE) {
-        let end = range.end.min(from + LINE);
-        let to = &mut to[(from - range.start) * lanes..(end - range.start) * lanes];
-        for lane in 0..width {
-            let row = &rows[lane * depth..][from..end];
-            for (to, &value) in to[lane..].iter_mut().step_by(lanes).zip(row) {
-                *to = value;
+    // Squares of one cache line by as many rows: whole lines are read and written.
+    const SIDE: usize = 16;
+    for from in range.clone().step_by(SIDE) {
+        let count = SIDE.min(range.end - from);
+        let to = &mut to[(from - range.start) * lanes..][..count * lanes];
+        for lane in (0..lanes).step_by(SIDE) {
+            let side = SIDE.min(lanes - lane);
+            if count == SIDE && side == SIDE && lane + SIDE <= width {
+                let square: [&[T; SIDE]; SIDE] = std::array::from_fn(|l| {
+                    let row = &rows[(lane + l) * depth + from..][..SIDE];
+                    row.try_into().expect("SIDE elements")
+                });
+                for (k, to) in to.chunks_exact_mut(lanes).enumerate() {
+                    let line: [T; SIDE] = std::array::from_fn(|l| square[l][k]);
+                    to[lane..][..SIDE].copy_from_slice(&line);
+                }
+            } else {
+                for (k, to) in to.chunks_exact_mut(lanes).enumerate() {
+                    for l in lane..lane + side {
+                        to[l] = match l < width {
+                            true => rows[l * depth + from + k],
+                            false => T::zero(),
+                        };
+                    }
+                }
             }
-        }
-        for to in to.chunks_exact_mut(lanes) {
-            to[width..].fill(T::zero());
         }
     }
 }
@@ -172,21 +183,22 @@ pub(super) fn convolve<T: Element>(
     b: Option<&[T]>,
     y_shape: Shape,
 ) -> Vec<T> {
-    let mut y = vec![T::zero(); y_shape.len()];
     let call = Call {
         x,
         groups,
         b,
         y: y_shape,
     };
-    tasks(x.shape, parts, y_shape, &mut y)
-        .into_par_iter()
-        .for_each(|mut task| {
-            for part in parts {
-                call.compute(part, &mut task);
-            }
-        });
-    y
+    collect(y_shape.len(), |y| {
+        tasks(x.shape, parts, y_shape, y)
+            .into_par_iter()
+            .for_each(|task| {
+                let y = task.y.zero();
+                for part in parts {
+                    call.compute(part, &task.images, &task.rows, y);
+                }
+            });
+    })
 }
 
 /// What all tasks share.
@@ -201,7 +213,7 @@ struct Call<'a, T> {
 struct Task<'a, T> {
     images: Range<usize>,
     rows: Range<usize>,
-    y: &'a mut [T],
+    y: Unset<'a, T>,
 }
 
 /// Cuts the work so that a task's input fits a core's cache and every thread has some. The cut
@@ -210,7 +222,7 @@ fn tasks<'a, T: Element>(
     x: Shape,
     parts: &[Part<T>],
     y_shape: Shape,
-    mut y: &'a mut [T],
+    mut y: Unset<'a, T>,
 ) -> Vec<Task<'a, T>> {
     let patch = |part: &Part<T>| {
         let rows = (part.rows - 1) * part.step + part.kh;
@@ -234,7 +246,7 @@ fn tasks<'a, T: Element>(
             let rows = band * y_shape.h / bands..(band + 1) * y_shape.h / bands;
             // With several bands there is one image, so that a task's part of y is one slice.
             let len = images.len() * rows.len() * y_shape.w * y_shape.c;
-            let (mine, rest) = y.split_at_mut(len);
+            let (mine, rest) = y.split_at(len);
             y = rest;
             let images = images.clone();
             tasks.push(Task {
@@ -293,6 +305,26 @@ fn inside(first: isize, taps: usize, size: usize) -> (usize, usize) {
     (low.min(taps), high)
 }
 
+/// The `count` pixels along an axis, cut into ranges of equal [`inside`] taps. Tap 0 of the first
+/// pixel lies at `first`, of the next `step` further.
+fn equal_taps(
+    first: isize,
+    step: usize,
+    count: usize,
+    taps: usize,
+    size: usize,
+) -> Vec<(Range<usize>, (usize, usize))> {
+    let mut ranges: Vec<(Range<usize>, (usize, usize))> = Vec::new();
+    for i in 0..count {
+        let taps = inside(first + (i * step) as isize, taps, size);
+        match ranges.last_mut() {
+            Some((range, last)) if *last == taps => range.end = i + 1,
+            _ => ranges.push((i..i + 1, taps)),
+        }
+    }
+    ranges
+}
+
 /// A task's copy of its input.
 struct Patch<'a, T> {
     data: &'a [T],
@@ -301,11 +333,17 @@ struct Patch<'a, T> {
 }
 
 impl<T: Element> Call<'_, T> {
-    /// One part of the convolution in one task.
-    fn compute(&self, part: &Part<T>, task: &mut Task<'_, T>) {
+    /// One part of the convolution, for the images and destination rows of one task.
+    fn compute(
+        &self,
+        part: &Part<T>,
+        task_images: &Range<usize>,
+        task_rows: &Range<usize>,
+        y: &mut [T],
+    ) {
         // Grid rows that lie in the task's destination rows.
         let grid_row = |row: usize| row.saturating_sub(part.row).div_ceil(part.grid);
-        let rows = grid_row(task.rows.start)..grid_row(task.rows.end).min(part.rows);
+        let rows = grid_row(task_rows.start)..grid_row(task_rows.end).min(part.rows);
         if rows.is_empty() {
             return;
         }
@@ -321,49 +359,36 @@ impl<T: Element> Call<'_, T> {
         // in the cache.
         let image_len = (window.rows * pitch).div_ceil(32) * 32 + 16;
         let mut scratch = Scratch::take(Purpose::Patch);
-        let patch = scratch.get::<T>(task.images.len() * image_len);
-        for (image, to) in task.images.clone().zip(patch.chunks_exact_mut(image_len)) {
+        let patch = scratch.get::<T>(task_images.len() * image_len);
+        for (image, to) in task_images.clone().zip(patch.chunks_exact_mut(image_len)) {
             let read = |r: usize| r % part.step < part.kh;
             self.x
                 .copy(image, window, read, &mut to[..window.rows * pitch]);
         }
         let patch = Patch { data: patch, pitch };
 
-        let mut pixels = Vec::with_capacity(task.images.len() * rows.len() * part.cols);
-        let mut pixel = |image: usize, i: usize, j: usize| {
-            let row = part.row + (rows.start + i) * part.grid - task.rows.start;
-            let col = part.col + j * part.grid;
-            pixels.push(Pixel {
-                from: image * image_len + i * part.step * pitch + j * part.step * c,
-                to: ((image * task.rows.len() + row) * self.y.w + col) * self.y.c,
-                taps: Taps {
-                    u: inside(
-                        window.top + (i * part.step) as isize,
-                        part.kh,
-                        self.x.shape.h,
-                    ),
-                    v: inside(
-                        window.left + (j * part.step) as isize,
-                        part.kw,
-                        self.x.shape.w,
-                    ),
-                },
-            });
-        };
-        if task.images.len() >= IMAGES_ACROSS {
-            for i in 0..rows.len() {
-                for j in 0..part.cols {
-                    (0..task.images.len()).for_each(|image| pixel(image, i, j));
-                }
-            }
-        } else {
-            for image in 0..task.images.len() {
-                for i in 0..rows.len() {
-                    (0..part.cols).for_each(|j| pixel(image, i, j));
+        // Pixels that meet the padding with the same taps come together, so that tiles can leave
+        // out as many taps as single pixels could.
+        let row_taps = equal_taps(window.top, part.step, rows.len(), part.kh, self.x.shape.h);
+        let col_taps = equal_taps(window.left, part.step, part.cols, part.kw, self.x.shape.w);
+        let mut pixels = Vec::with_capacity(task_images.len() * rows.len() * part.cols);
+        for (some_rows, u) in &row_taps {
+            for (some_cols, v) in &col_taps {
+                for image in 0..task_images.len() {
+                    for i in some_rows.clone() {
+                        let row = part.row + (rows.start + i) * part.grid - task_rows.start;
+                        let from = image * image_len + i * part.step * pitch;
+                        let to = (image * task_rows.len() + row) * self.y.w + part.col;
+                        pixels.extend(some_cols.clone().map(|j| Pixel {
+                            from: from + j * part.step * c,
+                            to: (to + j * part.grid) * self.y.c,
+                            taps: Taps { u: *u, v: *v },
+                        }));
+                    }
                 }
             }
         }
-        self.tiles(part, &patch, &pixels, task.y);
+        self.tiles(part, &patch, &pixels, y);
     }
 
     /// All output channels of these pixels.

@@ -53,7 +53,7 @@ impl Conv2d {
         if w.h != w.w {
             return Err(Error::argument(op, "w", "a square kernel", w));
         }
-        if groups == 0 || x.c % groups != 0 || w.n % groups != 0 {
+        if groups == 0 || !x.c.is_multiple_of(groups) || !w.n.is_multiple_of(groups) {
             return Err(Error::argument(
                 op,
                 "conv.groups",

@@ -28,7 +28,7 @@ const PARTIAL_LEN: usize = 2 << 20;
 const PATCH_LEN: usize = 128 << 10;
 
 /// Pixels that all tiles go over before the next pixels are read.
-const PIXELS: usize = 256;
+const PIXELS: usize = 512;
 
 /// Lanes up to which a kernel row's columns and channels are taken as one block of lanes.
 const JOINED_LANES: usize = 64;
@@ -204,7 +204,7 @@ impl<T: Element> Plan<'_, T> {
         let pixel = if self.joined { self.w.c } else { cols };
         let together = (PATCH_LEN / (pixels * pixel)).clamp(1, images);
         let images = images.div_ceil(images.div_ceil(together));
-        let across = !self.joined && images > self.y.w;
+        let across = !self.joined && images > 2 * self.y.w;
         Layout {
             window,
             images,

@@ -46,19 +46,19 @@ unsafe fn tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(t: &RawTile<V:
             let mut b = t.b.add(run.b);
             for _ in 0..run.len {
                 let columns: [V; VECTORS] = std::array::from_fn(|v| V::load(b.add(v * V::COUNT)));
-                for m in 0..ROWS {
-                    let row = V::splat(a[m].add(at));
-                    for v in 0..VECTORS {
-                        c[m][v] = row.mul_add(columns[v], c[m][v]);
+                for (c, a) in c.iter_mut().zip(a) {
+                    let row = V::splat(a.add(at));
+                    for (c, column) in c.iter_mut().zip(columns) {
+                        *c = row.mul_add(column, *c);
                     }
                 }
                 at += t.a_step;
                 b = b.wrapping_add(t.b_step);
             }
         }
-        for m in 0..ROWS {
-            for v in 0..VECTORS {
-                c[m][v].store(t.c[m].add(v * V::COUNT));
+        for (c, to) in c.iter().zip(t.c) {
+            for (v, c) in c.iter().enumerate() {
+                c.store(to.add(v * V::COUNT));
             }
         }
     }

@@ -9,6 +9,7 @@
 //! tile's width and wherever the chain is cut, so that results do not depend on blocking.
 
 mod lanes;
+mod output;
 mod scratch;
 
 use std::cell::Cell;
@@ -17,6 +18,7 @@ use std::sync::OnceLock;
 
 use crate::tensor::Real;
 
+pub(crate) use output::{Unset, collect};
 pub(crate) use scratch::{Purpose, Scratch};
 
 /// Instruction sets with a tile of their own.
