@@ -78,7 +78,12 @@ impl<'m> Ensemble<'m> {
     /// `draws` draws of `model`, mean of probabilities, batch norm by running statistics.
     pub fn new(model: &'m mut Model, seed: u64, purpose: Purpose, draws: usize) -> Result<Self> {
         if draws == 0 {
-            return Err(Error::argument("Ensemble::new", "draws", "at least 1", draws));
+            return Err(Error::argument(
+                "Ensemble::new",
+                "draws",
+                "at least 1",
+                draws,
+            ));
         }
         Ok(Ensemble {
             model,
@@ -176,7 +181,12 @@ pub fn combine(z: &Tensor, draws: usize, average: Average) -> Result<Tensor> {
     let s = z.shape();
     if draws == 0 || s.n % draws != 0 {
         let expected = format_args!("a divisor of {} rows", s.n);
-        return Err(Error::argument("ensemble::combine", "draws", expected, draws));
+        return Err(Error::argument(
+            "ensemble::combine",
+            "draws",
+            expected,
+            draws,
+        ));
     }
     let log_p = match average {
         Average::Probabilities => log_softmax(z)?,
@@ -307,7 +317,12 @@ impl Differentiable for Ensemble<'_> {
         let z = self.model.forward(self.repeat(x, 0..rows.len())?, &pass)?;
         let scores = self.combine(&z)?;
         let g = gradient(&scores)?;
-        g.expect("Ensemble::input_grad", "gradient", scores.shape(), scores.dtype())?;
+        g.expect(
+            "Ensemble::input_grad",
+            "gradient",
+            scores.shape(),
+            scores.dtype(),
+        )?;
         let dz = combine_backward(&z, &g, self.draws, self.average)?;
         let dx = self.model.backward(dz, Grads::InputOnly)?;
         Ok((scores, sum_draws(&dx, self.draws)?))

@@ -145,7 +145,8 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Io { source, .. } => Some(source),
+            // The system's reason is part of the message already.
+            Error::Io { source, .. } => source.source(),
             _ => None,
         }
     }

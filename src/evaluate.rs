@@ -110,6 +110,9 @@ impl Judge {
 impl Evaluation {
     /// Accuracy with the largest number of draws.
     pub fn final_accuracy(&self) -> f64 {
-        self.accuracy.last().expect("at least one number of draws").1
+        self.accuracy
+            .last()
+            .expect("at least one number of draws")
+            .1
     }
 }

@@ -101,14 +101,19 @@ fn exact(weights: &[Vec<f32>], biases: &[f32], x: &[f32], y: usize) -> f64 {
                 .map(|(d, x)| (lambda * d).clamp(-f64::from(*x), 1.0 - f64::from(*x)))
                 .collect()
         };
-        let closed = |lambda: f64| -> f64 { delta(lambda).iter().zip(&d).map(|(a, b)| a * b).sum() };
+        let closed =
+            |lambda: f64| -> f64 { delta(lambda).iter().zip(&d).map(|(a, b)| a * b).sum() };
         let (mut low, mut high) = (0.0, 1e6);
         if closed(high) < gap {
             return f64::INFINITY;
         }
         for _ in 0..200 {
             let middle = 0.5 * (low + high);
-            if closed(middle) < gap { low = middle } else { high = middle }
+            if closed(middle) < gap {
+                low = middle
+            } else {
+                high = middle
+            }
         }
         delta(high).iter().map(|v| v * v).sum::<f64>().sqrt()
     };
@@ -133,7 +138,10 @@ fn two_pixels_by_hand() {
     assert!((0.34 * (1.0 - 1e-5)..0.34 * 1.005).contains(&l2), "{l2}");
     // (0.404, 0.572) is the closest point of the boundary
     let adv = outcome.adversarial.data::<f32>();
-    assert!((adv[0] - 0.404).abs() < 5e-3 && (adv[1] - 0.572).abs() < 5e-3, "{adv:?}");
+    assert!(
+        (adv[0] - 0.404).abs() < 5e-3 && (adv[1] - 0.572).abs() < 5e-3,
+        "{adv:?}"
+    );
 }
 
 #[test]
@@ -147,7 +155,10 @@ fn the_box_is_kept_where_it_matters() {
     let outcome = run(&mut model, &x, &Criterion::Untargeted { labels }, &search());
     let l2 = outcome.found[0].l2_squared.sqrt();
     assert!(outcome.found[0].success);
-    assert!((0.403_112_9 * (1.0 - 1e-5)..0.403_112_9 * 1.005).contains(&l2), "{l2}");
+    assert!(
+        (0.403_112_9 * (1.0 - 1e-5)..0.403_112_9 * 1.005).contains(&l2),
+        "{l2}"
+    );
     let adv = outcome.adversarial.data::<f32>();
     assert!(adv.iter().all(|v| (0.0..=1.0).contains(v)));
 }
@@ -180,15 +191,26 @@ fn distances_are_nearly_exact_on_linear_models() {
         let mut ratios: Vec<f64> = (0..n)
             .map(|i| {
                 assert!(outcome.found[i].success, "{name}: image {i}");
-                let best = exact(&weights, &biases, &pixels[i * len..][..len], labels[i] as usize);
+                let best = exact(
+                    &weights,
+                    &biases,
+                    &pixels[i * len..][..len],
+                    labels[i] as usize,
+                );
                 outcome.found[i].l2_squared.sqrt() / best
             })
             .collect();
         ratios.sort_by(f64::total_cmp);
         // f32 logits near -100 resolve 7.6e-6, which the gap may be short of
         let short = if shift == 0.0 { 1e-5 } else { 1e-3 };
-        assert!(ratios[0] > 1.0 - short, "{name}: below the exact minimum: {ratios:?}");
-        assert!(ratios[n / 2] < 1.01 && ratios[n - 1] < 1.05, "{name}: {ratios:?}");
+        assert!(
+            ratios[0] > 1.0 - short,
+            "{name}: below the exact minimum: {ratios:?}"
+        );
+        assert!(
+            ratios[n / 2] < 1.01 && ratios[n - 1] < 1.05,
+            "{name}: {ratios:?}"
+        );
     }
 }
 
@@ -228,7 +250,12 @@ fn constants_climb_by_ten_and_halve() {
     let x = images(input, vec![0.5, 0.5]);
     for (rounds, expected) in [(1, 1e-3), (2, 1e-2), (5, 10.0)] {
         let labels = vec![1];
-        let outcome = run(&mut model, &x, &Criterion::Untargeted { labels }, &params(rounds));
+        let outcome = run(
+            &mut model,
+            &x,
+            &Criterion::Untargeted { labels },
+            &params(rounds),
+        );
         let found = outcome.found[0];
         assert!(!found.success);
         assert!((found.c / expected - 1.0).abs() < 1e-12, "{}", found.c);
@@ -236,7 +263,12 @@ fn constants_climb_by_ten_and_halve() {
         assert_eq!(outcome.adversarial.data::<f32>(), x.data::<f32>());
     }
     let labels = vec![0];
-    let outcome = run(&mut model, &x, &Criterion::Untargeted { labels }, &params(3));
+    let outcome = run(
+        &mut model,
+        &x,
+        &Criterion::Untargeted { labels },
+        &params(3),
+    );
     assert!(outcome.found[0].success);
     assert!(outcome.found[0].l2_squared < 1e-10);
 }
@@ -328,7 +360,14 @@ fn bad_arguments_are_named() {
         "carlini_wagner: c: expected a finite number, at least 0, found -1"
     );
     assert_eq!(
-        go(&good, vec![0], CarliniWagner { lr: f64::NAN, ..rse }),
+        go(
+            &good,
+            vec![0],
+            CarliniWagner {
+                lr: f64::NAN,
+                ..rse
+            }
+        ),
         "carlini_wagner: lr: expected a finite number above 0, found NaN"
     );
     assert_eq!(
@@ -348,7 +387,11 @@ fn bad_arguments_are_named() {
         "tanh_space::from_image: x: expected pixels in [0, 1], found 1.5"
     );
     assert_eq!(
-        go(&images(Shape::new(1, 2, 1, 1), vec![0.5, 0.5]), vec![0], rse),
+        go(
+            &images(Shape::new(1, 2, 1, 1), vec![0.5, 0.5]),
+            vec![0],
+            rse
+        ),
         "carlini_wagner: x: expected [1, 1, 2, 1] f32, found [1, 2, 1, 1] f32"
     );
 }
@@ -360,7 +403,14 @@ fn nan_logits_stop_the_attack() {
     let mut net = Ensemble::new(&mut model, 0, Purpose::Attack, 1).unwrap();
     let x = images(input, vec![0.5, 0.5]);
     let criterion = Criterion::Untargeted { labels: vec![0] };
-    let result = attack(&mut net, &x, &[0], &criterion, &CarliniWagner::rse(1.0), &mut |_, _| Ok(()));
+    let result = attack(
+        &mut net,
+        &x,
+        &[0],
+        &criterion,
+        &CarliniWagner::rse(1.0),
+        &mut |_, _| Ok(()),
+    );
     match result {
         Err(Error::NotFinite { what, count, .. }) => {
             assert_eq!((what.as_str(), count), ("logits at attack step 0", 1));

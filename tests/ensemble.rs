@@ -39,7 +39,10 @@ fn averages_by_hand() {
     let logits = combine(&z, 2, Average::Logits).unwrap();
     assert_eq!(logits.data::<f64>(), [0.5 * 3f64.ln(), 0.0]);
     let error = combine(&z, 3, Average::Logits).unwrap_err().to_string();
-    assert_eq!(error, "ensemble::combine: draws: expected a divisor of 2 rows, found 3");
+    assert_eq!(
+        error,
+        "ensemble::combine: draws: expected a divisor of 2 rows, found 3"
+    );
 }
 
 #[test]
@@ -99,12 +102,20 @@ fn the_gradient_is_the_averages() {
     };
     let g = random(Shape::new(2, 1, 1, 4));
     let v = random(x.shape());
-    for (draws, average) in [(1, Average::Logits), (3, Average::Logits), (3, Average::Probabilities)] {
+    for (draws, average) in [
+        (1, Average::Logits),
+        (3, Average::Logits),
+        (3, Average::Probabilities),
+    ] {
         let mut net = Ensemble::new(&mut model, 1, Purpose::Attack, draws).unwrap();
         net.average = average;
         let (_, dx) = net.input_grad(&x, &rows, &mut |_| Ok(g.clone())).unwrap();
         let dot = |a: &Tensor, b: &Tensor| -> f64 {
-            a.data::<f64>().iter().zip(b.data::<f64>()).map(|(a, b)| a * b).sum()
+            a.data::<f64>()
+                .iter()
+                .zip(b.data::<f64>())
+                .map(|(a, b)| a * b)
+                .sum()
         };
         let mut at = |h: f64| -> f64 {
             let moved: Vec<f64> = x
@@ -129,7 +140,9 @@ fn the_gradient_is_the_averages() {
 #[test]
 fn no_draws_is_an_error() {
     let mut model = model();
-    let error = Ensemble::new(&mut model, 0, Purpose::Eval, 0).err().unwrap();
+    let error = Ensemble::new(&mut model, 0, Purpose::Eval, 0)
+        .err()
+        .unwrap();
     assert_eq!(
         error.to_string(),
         "Ensemble::new: draws: expected at least 1, found 0"
@@ -153,11 +166,19 @@ fn judging_counts_prefixes_of_the_draws() {
         judge.judge(&mut model, &data, &ids, &mut |_| Ok(()))
     };
     let curve = judge(vec![7, 1, 3]).unwrap();
-    assert_eq!(curve.accuracy.iter().map(|a| a.0).collect::<Vec<_>>(), [1, 3, 7]);
+    assert_eq!(
+        curve.accuracy.iter().map(|a| a.0).collect::<Vec<_>>(),
+        [1, 3, 7]
+    );
     for (draws, accuracy) in &curve.accuracy {
         let alone = judge(vec![*draws]).unwrap();
         assert_eq!(alone.final_accuracy(), *accuracy);
-        let right = alone.predictions.iter().zip(&labels).filter(|(a, b)| a == b).count();
+        let right = alone
+            .predictions
+            .iter()
+            .zip(&labels)
+            .filter(|(a, b)| a == b)
+            .count();
         assert_eq!(*accuracy, right as f64 / 6.0);
     }
     assert_eq!(

@@ -99,11 +99,20 @@ fn vgg16_has_torchvisions_names() {
         for part in ["weight", "bias"] {
             expected.push(format!("features.{i}.{part}"));
         }
-        for part in ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"] {
+        for part in [
+            "weight",
+            "bias",
+            "running_mean",
+            "running_var",
+            "num_batches_tracked",
+        ] {
             expected.push(format!("features.{}.{part}", i + 1));
         }
     }
-    expected.extend(["classifier.weight".to_string(), "classifier.bias".to_string()]);
+    expected.extend([
+        "classifier.weight".to_string(),
+        "classifier.bias".to_string(),
+    ]);
     expected.sort();
     assert_eq!(shapes.keys().cloned().collect::<Vec<_>>(), expected);
     assert_eq!(shapes["features.3.weight"], [64, 64, 3, 3]);
@@ -139,7 +148,12 @@ fn model_a_normalises_without_scale_and_shift() {
 #[test]
 fn weights_are_a_function_of_the_seed() {
     let config = Config::new(Arch::Small, CIFAR, 10);
-    let tensors = |seed| Model::new(config.clone(), seed).unwrap().to_checkpoint().tensors;
+    let tensors = |seed| {
+        Model::new(config.clone(), seed)
+            .unwrap()
+            .to_checkpoint()
+            .tensors
+    };
     assert_eq!(tensors(3), tensors(3));
     assert_ne!(tensors(3), tensors(4));
 }
@@ -212,7 +226,9 @@ fn sigma_zero_is_no_noise_to_the_bit() {
     for config in narrow() {
         let x = images(config.input.with_n(2), DType::F32);
         let mut model = calibrated(&config);
-        let with = model.forward(x.clone(), &eval(Some(rows(&[0, 1])))).unwrap();
+        let with = model
+            .forward(x.clone(), &eval(Some(rows(&[0, 1]))))
+            .unwrap();
         let without = model.forward(x, &eval(None)).unwrap();
         assert_eq!(with.data::<f32>(), without.data::<f32>(), "{}", config.arch);
     }
@@ -237,11 +253,24 @@ fn rows_do_not_see_each_other() {
         };
         let (z, dx) = run(x.clone(), &ids);
         for i in [6, 0, 3] {
-            assert_ne!(z.gather_rows(&[0]).unwrap().data::<f32>(), z.gather_rows(&[1]).unwrap().data::<f32>());
+            assert_ne!(
+                z.gather_rows(&[0]).unwrap().data::<f32>(),
+                z.gather_rows(&[1]).unwrap().data::<f32>()
+            );
             let (z_i, dx_i) = run(x.gather_rows(&[i]).unwrap(), &ids[i..=i]);
             let (row_z, row_dx) = (z.gather_rows(&[i]).unwrap(), dx.gather_rows(&[i]).unwrap());
-            assert_eq!(z_i.data::<f32>(), row_z.data::<f32>(), "{} logits", config.arch);
-            assert_eq!(dx_i.data::<f32>(), row_dx.data::<f32>(), "{} gradient", config.arch);
+            assert_eq!(
+                z_i.data::<f32>(),
+                row_z.data::<f32>(),
+                "{} logits",
+                config.arch
+            );
+            assert_eq!(
+                dx_i.data::<f32>(),
+                row_dx.data::<f32>(),
+                "{} gradient",
+                config.arch
+            );
         }
     }
 }
@@ -251,7 +280,9 @@ fn noise_is_the_same_in_both_precisions() {
     let config = noisy(&narrow()[3]);
     let x = images(config.input.with_n(2), DType::F32);
     let mut model = calibrated(&config);
-    let single = model.forward(x.clone(), &eval(Some(rows(&[1, 2])))).unwrap();
+    let single = model
+        .forward(x.clone(), &eval(Some(rows(&[1, 2]))))
+        .unwrap();
     model.to_dtype(DType::F64);
     let double = model
         .forward(x.to_dtype(DType::F64), &eval(Some(rows(&[1, 2]))))
@@ -300,8 +331,14 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
         classes: 11,
         ..Config::new(Arch::Small, CIFAR, 10)
     };
-    let error = Model::read(&path, |_, _| Ok(wider)).err().unwrap().to_string();
-    assert!(error.contains("`classifier.2.weight`: F32 of shape [11, 128]"), "{error}");
+    let error = Model::read(&path, |_, _| Ok(wider))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("`classifier.2.weight`: F32 of shape [11, 128]"),
+        "{error}"
+    );
     assert_eq!(small.to_checkpoint(), before);
 }
 
@@ -339,15 +376,33 @@ fn bad_descriptions_are_named() {
     let error = |config: Config| Model::new(config, 0).err().map(|e| e.to_string());
     let cases = [
         (
-            Config { init_noise: f32::NAN, ..base.clone() },
+            Config {
+                init_noise: f32::NAN,
+                ..base.clone()
+            },
             "Model::new: init noise: expected a standard deviation, finite and not negative, found NaN",
         ),
         (
-            Config { inner_noise: -1.0, ..base.clone() },
+            Config {
+                inner_noise: -1.0,
+                ..base.clone()
+            },
             "Model::new: inner noise: expected a standard deviation, finite and not negative, found -1",
         ),
-        (Config { classes: 1, ..base.clone() }, "Model::new: classes: expected at least 2, found 1"),
-        (Config { width: 0, ..base.clone() }, "Model::new: width: expected at least 1, found 0"),
+        (
+            Config {
+                classes: 1,
+                ..base.clone()
+            },
+            "Model::new: classes: expected at least 2, found 1",
+        ),
+        (
+            Config {
+                width: 0,
+                ..base.clone()
+            },
+            "Model::new: width: expected at least 1, found 0",
+        ),
         (
             Config::new(Arch::Vgg16, Shape::new(1, 96, 96, 3), 10),
             "Model::new: input: expected images of 32 to 63 pixels a side for vgg16, found [1, 96, 96, 3]",
@@ -358,7 +413,11 @@ fn bad_descriptions_are_named() {
              found [1, 32, 32, 3]",
         ),
         (
-            Config { cardinality: 3, width: 8, ..Config::new(Arch::ResNeXt29, CIFAR, 10) },
+            Config {
+                cardinality: 3,
+                width: 8,
+                ..Config::new(Arch::ResNeXt29, CIFAR, 10)
+            },
             "none",
         ),
     ];

@@ -78,7 +78,8 @@ impl CarliniWagner {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    /// An error naming the first parameter out of range; [`attack`] checks this too.
+    pub fn check(&self) -> Result<()> {
         let wrong = |arg, expected: &str, found: f64| {
             Err(Error::argument("carlini_wagner", arg, expected, found))
         };
@@ -355,7 +356,8 @@ impl Descent<'_> {
                 last.passes[i] += 1;
                 last.success[i] =
                     criterion.is_met(i, predictions[r]) && margins[r] <= -params.kappa;
-                let closer = |best: &Option<(f64, _)>| best.as_ref().is_none_or(|b| squared[r] < b.0);
+                let closer =
+                    |best: &Option<(f64, _)>| best.as_ref().is_none_or(|b| squared[r] < b.0);
                 if last.success[i] && closer(&closest[i]) {
                     closest[i] = Some((squared[r], row(&adversarial, r).to_vec()));
                 }

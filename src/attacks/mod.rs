@@ -49,7 +49,12 @@ impl Criterion {
     pub fn check(&self, op: &'static str, n: usize, classes: usize) -> Result<()> {
         let given = self.classes();
         if given.len() != n {
-            return Err(Error::argument(op, "criterion", format_args!("{n} classes"), given.len()));
+            return Err(Error::argument(
+                op,
+                "criterion",
+                format_args!("{n} classes"),
+                given.len(),
+            ));
         }
         match given.iter().position(|&c| c as usize >= classes) {
             Some(i) => Err(Error::argument(

@@ -49,7 +49,9 @@ enum BatchNormArg {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
   noiseforge attack cw --weights w.safetensors --data cifar10:data --count 200 \\
       --protocol rse --c 0.01,0.03,0.06,0.1,0.2 --ensemble 50 --out runs/cw
   noiseforge attack cw --weights w.safetensors --data synthetic --count 50 --protocol cw \\
@@ -57,7 +59,8 @@ enum BatchNormArg {
 
 The folder holds adv.npy (f32, [n, h, w, c], row i is the i-th image attacked) and report.json. With
 several constants there is one such pair in a folder for each (c-0.01, ...) and a report.json above
-them that holds them all.")]
+them that holds them all."
+)]
 struct CwArgs {
     #[command(flatten)]
     weights: WeightsArgs,
@@ -172,7 +175,10 @@ impl CwArgs {
         if let Some(target) = self.target
             && target >= classes
         {
-            bail!("--target {target}: the data set has classes 0 to {}", classes - 1);
+            bail!(
+                "--target {target}: the data set has classes 0 to {}",
+                classes - 1
+            );
         }
         let chosen: Vec<usize> = (0..test.len())
             .filter(|&i| self.target != Some(test.labels()[i]))
@@ -202,6 +208,9 @@ impl CwArgs {
 
     fn run(&self, json: bool) -> Result<()> {
         let constants = self.constants()?;
+        for &c in &constants {
+            self.params(c).check()?;
+        }
         let (target, _) = self.target()?;
         let mut model = self.weights.load(&target.data)?;
         common::prepare_folder(&self.out)?;
@@ -217,7 +226,11 @@ impl CwArgs {
             );
             say!(
                 "{:>9}  {:>10}  {:>9}  {:>9}  {:>11}",
-                "c", "accuracy %", "RMS L2", "mean L2", "median L2"
+                "c",
+                "accuracy %",
+                "RMS L2",
+                "mean L2",
+                "median L2"
             );
         }
         let mut reports = Vec::new();
@@ -324,8 +337,8 @@ impl CwArgs {
             .collect();
         let n = labels.len() as f64;
         let rms = (found.iter().map(|f| f.l2_squared).sum::<f64>() / n).sqrt();
-        let mean = (!succeeded.is_empty())
-            .then(|| succeeded.iter().sum::<f64>() / succeeded.len() as f64);
+        let mean =
+            (!succeeded.is_empty()).then(|| succeeded.iter().sum::<f64>() / succeeded.len() as f64);
         let report = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "attack": "cw",
@@ -384,8 +397,7 @@ impl CwArgs {
                 Criterion::Untargeted { .. } => Criterion::Untargeted { labels: classes },
                 Criterion::Targeted { .. } => Criterion::Targeted { targets: classes },
             };
-            let mut net =
-                Ensemble::new(model, self.weights.seed, Purpose::Attack, self.eot)?;
+            let mut net = Ensemble::new(model, self.weights.seed, Purpose::Attack, self.eot)?;
             net.average = Average::Logits;
             net.mode = match self.batch_norm {
                 BatchNormArg::Eval => Mode::Eval,

@@ -35,7 +35,10 @@ pub struct Device;
 
 /// `auto` and `cpu` are the CPU; this build has no GPU code.
 pub fn device(text: &str) -> Result<Device, String> {
-    let cuda = |rest: &str| rest.strip_prefix(':').is_none_or(|n| n.parse::<u32>().is_ok());
+    let cuda = |rest: &str| {
+        rest.strip_prefix(':')
+            .is_none_or(|n| n.parse::<u32>().is_ok())
+    };
     match text {
         "auto" | "cpu" => Ok(Device),
         _ if text.strip_prefix("cuda").is_some_and(cuda) => {
@@ -214,11 +217,12 @@ pub fn check_stop() -> noiseforge::Result<()> {
 
 /// A progress bar on standard error; invisible where that is no terminal.
 pub fn bar(len: u64, what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{prefix:>14} {bar:32} {pos}/{len} [{elapsed} < {eta}] {msg}",
-    )
-    .expect("a valid template");
-    let bar = ProgressBar::new(len).with_style(style).with_prefix(what.to_string());
+    let style =
+        ProgressStyle::with_template("{prefix:>14} {bar:32} {pos}/{len} [{elapsed} < {eta}] {msg}")
+            .expect("a valid template");
+    let bar = ProgressBar::new(len)
+        .with_style(style)
+        .with_prefix(what.to_string());
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }

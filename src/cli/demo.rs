@@ -181,7 +181,10 @@ fn train_twin(
     let started = Instant::now();
     let mut trainer = Trainer::new(model, train, test, settings)?;
     let per_epoch = trainer.steps_per_epoch() as u64;
-    let bar = common::bar(per_epoch * u64::from(scale.epochs), &format!("training {name}"));
+    let bar = common::bar(
+        per_epoch * u64::from(scale.epochs),
+        &format!("training {name}"),
+    );
     let stop = common::stop_flag();
     trainer.run(stop, &mut |_, event| {
         if let Event::Step {
@@ -313,9 +316,22 @@ fn report(
          ECCV 2018), and averages its answers over several draws.",
     );
     page.facts(&[
-        ("data", format!("synthetic, {} training and {} test images", scale.train, test.len())),
-        ("noise", format!("sigma {} on the image, {} inside", SIGMAS.0, SIGMAS.1)),
-        ("draws of the verdict", scale.draws.last().expect("some").to_string()),
+        (
+            "data",
+            format!(
+                "synthetic, {} training and {} test images",
+                scale.train,
+                test.len()
+            ),
+        ),
+        (
+            "noise",
+            format!("sigma {} on the image, {} inside", SIGMAS.0, SIGMAS.1),
+        ),
+        (
+            "draws of the verdict",
+            scale.draws.last().expect("some").to_string(),
+        ),
         ("seed", args.seed.to_string()),
         ("time", format!("{:.0} s", elapsed.as_secs_f64())),
         ("version", env!("CARGO_PKG_VERSION").to_string()),
@@ -330,7 +346,10 @@ fn report(
     let mut loss = Figure::new("Loss while training", "epoch", "cross-entropy (nats)");
     for twin in twins {
         let line = |y: fn(&EpochLog) -> f64| -> Vec<(f64, f64)> {
-            twin.log.iter().map(|l| (f64::from(l.epoch), y(l))).collect()
+            twin.log
+                .iter()
+                .map(|l| (f64::from(l.epoch), y(l)))
+                .collect()
         };
         let test_name = format!("{}, test", twin.name);
         let train_name = format!("{}, training", twin.name);
@@ -346,8 +365,12 @@ fn report(
     page.table(&tables[0]);
     let mut by_draws = Figure::new("Clean accuracy against draws", "draws", "accuracy").percent_y();
     for twin in twins.iter().filter(|t| t.clean.accuracy.len() > 1) {
-        let points: Vec<(f64, f64)> =
-            twin.clean.accuracy.iter().map(|&(d, a)| (d as f64, a)).collect();
+        let points: Vec<(f64, f64)> = twin
+            .clean
+            .accuracy
+            .iter()
+            .map(|&(d, a)| (d as f64, a))
+            .collect();
         by_draws = by_draws.series(Series::new(twin.name, points));
     }
     page.figure(&by_draws);
@@ -361,7 +384,9 @@ fn report(
         scale.steps, scale.attacked
     ));
     page.table(&tables[1]);
-    let mut by_c = Figure::new("Accuracy against c", "c", "accuracy").log_x().percent_y();
+    let mut by_c = Figure::new("Accuracy against c", "c", "accuracy")
+        .log_x()
+        .percent_y();
     let mut by_distance =
         Figure::new("Accuracy against distance", "RMS L2 distance", "accuracy").percent_y();
     for twin in twins {

@@ -16,7 +16,10 @@ pub fn run(_: &DevicesArgs, json: bool) -> Result<()> {
     let kernels = noiseforge::ops::tile::Isa::current();
     if json {
         let cpu = json!({"name": "cpu", "threads": threads, "kernels": format!("{kernels:?}")});
-        say!("{:#}", json!({"devices": [cpu], "gpu": "this build has no GPU code"}));
+        say!(
+            "{:#}",
+            json!({"devices": [cpu], "gpu": "this build has no GPU code"})
+        );
     } else {
         say!("cpu     {threads} threads, {kernels:?} kernels");
         say!("cuda    none: this build has no GPU code");

@@ -53,21 +53,27 @@ impl From<SplitArg> for Split {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
   noiseforge eval --weights runs/rse/weights.safetensors --data cifar10:data --ensemble 50
-  noiseforge eval --weights vgg16.safetensors --model vgg16 --data cifar10:data --json")]
+  noiseforge eval --weights vgg16.safetensors --model vgg16 --data cifar10:data --json"
+)]
 pub struct EvalArgs {
     #[command(flatten)]
     judge: JudgeArgs,
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
   noiseforge predict --weights w.safetensors --data synthetic --out logits.npy
   noiseforge predict --weights w.safetensors --data cifar10:data --ensemble 50 --probs --out p.npy
 
 The array is f32, [images, classes]. With more than one draw its scores are the logarithm of the
-mean probability (or the mean logit with --mean-logits); with --probs they are probabilities.")]
+mean probability (or the mean logit with --mean-logits); with --probs they are probabilities."
+)]
 pub struct PredictArgs {
     #[command(flatten)]
     judge: JudgeArgs,
@@ -148,7 +154,10 @@ pub fn eval(args: &EvalArgs, json: bool) -> Result<()> {
         say!("{report:#}");
         return Ok(());
     }
-    say!("{images} images, mean cross-entropy {:.4} nats", evaluation.loss);
+    say!(
+        "{images} images, mean cross-entropy {:.4} nats",
+        evaluation.loss
+    );
     say!("{:>6} {:>10}", "draws", "accuracy %");
     for (draws, accuracy) in &evaluation.accuracy {
         say!("{draws:>6} {:>10}", percent(*accuracy));

@@ -12,13 +12,16 @@ use npyz::WriterBuilder;
 
 /// Write the noise one layer adds to one image: sigma * z, as an f32 array [h, w, c]
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
 Example:
   noiseforge noise --seed 7 --purpose eval --layer 0 --draw 3 --row 41 \\
       --shape 32,32,3 --sigma 0.2 --out z.npy
 
 is what an evaluation with seed 7 adds to image 41 of the data set in its fourth draw. The numbers
-depend on nothing else: not on the batch, the number of threads or the processor.")]
+depend on nothing else: not on the batch, the number of threads or the processor."
+)]
 pub struct Args {
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]

@@ -25,14 +25,17 @@ pub enum Defense {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
   noiseforge train --model small --data synthetic --defense rse --epochs 10 --lr 0.05 --out runs/rse
   noiseforge train --model vgg16 --data cifar10:data --defense rse --init-noise 0.2 \\
       --inner-noise 0.1 --epochs 200 --out runs/vgg16-rse
   noiseforge train ... --out runs/vgg16-rse --resume      continue after Ctrl-C or a crash
 
 The folder holds weights.safetensors (PyTorch's names and layouts), log.csv, run.json and, until
-the run is done and after it, state.safetensors, from which --resume continues to the same bits.")]
+the run is done and after it, state.safetensors, from which --resume continues to the same bits."
+)]
 pub struct TrainArgs {
     /// Network: vgg16, resnext29, model-a, small, linear
     #[arg(long)]
@@ -111,7 +114,11 @@ impl TrainArgs {
         config.placement = self.noise_placement;
         let (init, inner) = match self.defense {
             Defense::None => {
-                if self.init_noise.or(self.inner_noise).is_some_and(|s| s > 0.0) {
+                if self
+                    .init_noise
+                    .or(self.inner_noise)
+                    .is_some_and(|s| s > 0.0)
+                {
                     bail!("--defense none has no noise; use --defense rse");
                 }
                 (0.0, 0.0)
@@ -293,8 +300,7 @@ fn train_with_progress(
     }
 }
 
-const HEADER: &str =
-    "epoch        lr  train loss  train acc %  test loss  test acc %  images/s";
+const HEADER: &str = "epoch        lr  train loss  train acc %  test loss  test acc %  images/s";
 
 fn format_line(line: &EpochLog) -> String {
     format!(

@@ -450,7 +450,13 @@ fn network() -> Result<Vec<Report>> {
                 record: true,
             };
             let name = format!("{name} {mode_name}");
-            reports.push(check_network(&name, &mut model, &normal(3, shape), &pass, 2)?);
+            reports.push(check_network(
+                &name,
+                &mut model,
+                &normal(3, shape),
+                &pass,
+                2,
+            )?);
         }
     }
     Ok(reports)

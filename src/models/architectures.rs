@@ -53,7 +53,12 @@ fn features(b: &mut Builder<'_>, stages: &[Stage], norm: Norm) -> Result<()> {
 /// An error unless only one pixel is left: the head is a linear layer on it.
 fn one_pixel(b: &Builder<'_>, config: &Config, expected: &str) -> Result<()> {
     if b.shape.h != 1 || b.shape.w != 1 {
-        return Err(Error::argument("Model::new", "input", expected, config.input));
+        return Err(Error::argument(
+            "Model::new",
+            "input",
+            expected,
+            config.input,
+        ));
     }
     Ok(())
 }

@@ -97,7 +97,9 @@ impl<'a> Builder<'a> {
 
     fn normal(&mut self, shape: Shape, mean: f32, sd: f32) -> Param {
         let mut stream = self.stream();
-        let data = (0..shape.len()).map(|_| mean + sd * stream.normal() as f32).collect();
+        let data = (0..shape.len())
+            .map(|_| mean + sd * stream.normal() as f32)
+            .collect();
         Param::new(Tensor::from_vec::<f32>(shape, data).expect("length is the shape's"))
     }
 

@@ -178,7 +178,10 @@ impl Config {
         let wrong = |arg, expected: &str, found: &dyn fmt::Display| {
             Err(Error::argument("Model::new", arg, expected, found))
         };
-        for (arg, sigma) in [("init noise", self.init_noise), ("inner noise", self.inner_noise)] {
+        for (arg, sigma) in [
+            ("init noise", self.init_noise),
+            ("inner noise", self.inner_noise),
+        ] {
             if !(sigma.is_finite() && sigma >= 0.0) {
                 return wrong(arg, "a standard deviation, finite and not negative", &sigma);
             }
@@ -198,7 +201,11 @@ impl Config {
             return wrong("cardinality", "at least 1", &self.cardinality);
         }
         if self.input.is_empty() {
-            return wrong("input", "an image with at least one pixel and channel", &self.input);
+            return wrong(
+                "input",
+                "an image with at least one pixel and channel",
+                &self.input,
+            );
         }
         Ok(())
     }
@@ -247,7 +254,12 @@ impl Model {
         let expected = self.config.input.with_n(x.shape().n);
         x.expect("Model::forward", "x", expected, self.dtype)?;
         if expected.n == 0 {
-            return Err(Error::argument("Model::forward", "x", "at least one row", 0));
+            return Err(Error::argument(
+                "Model::forward",
+                "x",
+                "at least one row",
+                0,
+            ));
         }
         nn::forward_all(&mut self.layers, x, pass)
     }

@@ -109,7 +109,11 @@ impl Config {
             .map(|v| parse(path, "input", v))
             .collect::<Result<_>>()?;
         let &[h, w, c] = &sizes[..] else {
-            return Err(Error::file(path, "metadata `input` as h,w,c", text("input")?));
+            return Err(Error::file(
+                path,
+                "metadata `input` as h,w,c",
+                text("input")?,
+            ));
         };
         let cap = text("relu_cap")?;
         Ok(Some(Config {

@@ -153,11 +153,12 @@ impl Layer for ConvBlock {
             noise,
             middle,
             pooled,
-        } = self.saved.take().expect("backward follows a recorded forward");
+        } = self
+            .saved
+            .take()
+            .expect("backward follows a recorded forward");
         let dy = match (pooled, self.pool) {
-            (Some((shape, argmax)), Some(pool)) => {
-                pool2d::max_backward(&dy, &argmax, shape, pool)?
-            }
+            (Some((shape, argmax)), Some(pool)) => pool2d::max_backward(&dy, &argmax, shape, pool)?,
             _ => dy,
         };
         let dz = match middle {

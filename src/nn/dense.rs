@@ -19,7 +19,10 @@ impl Layer for Flatten {
     }
 
     fn backward(&mut self, dy: Tensor, _: Grads) -> Result<Tensor> {
-        let shape = self.saved.take().expect("backward follows a recorded forward");
+        let shape = self
+            .saved
+            .take()
+            .expect("backward follows a recorded forward");
         dy.reshape(shape)
     }
 
@@ -39,7 +42,10 @@ impl Layer for GlobalAverage {
     }
 
     fn backward(&mut self, dy: Tensor, _: Grads) -> Result<Tensor> {
-        let shape = self.saved.take().expect("backward follows a recorded forward");
+        let shape = self
+            .saved
+            .take()
+            .expect("backward follows a recorded forward");
         pool2d::global_average_backward(&dy, shape)
     }
 
@@ -91,7 +97,10 @@ impl Layer for Dense {
     }
 
     fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
-        let (x, y) = self.saved.take().expect("backward follows a recorded forward");
+        let (x, y) = self
+            .saved
+            .take()
+            .expect("backward follows a recorded forward");
         let dy = match (self.activation, &y) {
             (Some(cap), Some(y)) => relu::backward(dy, y, cap)?,
             _ => dy,

@@ -125,12 +125,10 @@ impl NoiseLayer {
 }
 
 /// Runs layers in order.
-pub(crate) fn forward_all(
-    layers: &mut [Box<dyn Layer>],
-    x: Tensor,
-    pass: &Pass,
-) -> Result<Tensor> {
-    layers.iter_mut().try_fold(x, |x, layer| layer.forward(x, pass))
+pub(crate) fn forward_all(layers: &mut [Box<dyn Layer>], x: Tensor, pass: &Pass) -> Result<Tensor> {
+    layers
+        .iter_mut()
+        .try_fold(x, |x, layer| layer.forward(x, pass))
 }
 
 /// Runs backward passes in reverse order.

@@ -42,7 +42,10 @@ impl Layer for Residual {
     }
 
     fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
-        let y = self.saved.take().expect("backward follows a recorded forward");
+        let y = self
+            .saved
+            .take()
+            .expect("backward follows a recorded forward");
         let d = relu::backward(dy, &y, self.cap)?;
         let straight = match &mut self.shortcut {
             Some(shortcut) => shortcut.backward(d.clone(), grads)?,

@@ -93,7 +93,11 @@ impl Settings {
             return wrong("momentum", "at least 0 and below 1", momentum.to_string());
         }
         if !(weight_decay.is_finite() && weight_decay >= 0.0) {
-            return wrong("weight decay", "a finite number, at least 0", weight_decay.to_string());
+            return wrong(
+                "weight decay",
+                "a finite number, at least 0",
+                weight_decay.to_string(),
+            );
         }
         Ok(())
     }
@@ -182,11 +186,21 @@ impl<'a> Trainer<'a> {
             }
             if data.classes().len() != config.classes {
                 let expected = format!("{} classes", config.classes);
-                return Err(Error::argument("train", arg, expected, data.classes().len()));
+                return Err(Error::argument(
+                    "train",
+                    arg,
+                    expected,
+                    data.classes().len(),
+                ));
             }
         }
         if train.len() < 2 {
-            return Err(Error::argument("train", "train", "at least 2 images", train.len()));
+            return Err(Error::argument(
+                "train",
+                "train",
+                "at least 2 images",
+                train.len(),
+            ));
         }
         let optimizer = Sgd::new(model, settings.sgd);
         Ok(Trainer {
@@ -296,11 +310,22 @@ impl<'a> Trainer<'a> {
             None => self.train.batch(indices)?,
         };
         let draw = u32::try_from(self.progress.step).map_err(|_| {
-            Error::argument("train", "epochs", "fewer than 2^32 steps", self.progress.step)
+            Error::argument(
+                "train",
+                "epochs",
+                "fewer than 2^32 steps",
+                self.progress.step,
+            )
         })?;
         let pass = Pass {
             mode: Mode::Train,
-            noise: Some(Key::consecutive(*seed, Purpose::Train, 0, indices.len(), draw)),
+            noise: Some(Key::consecutive(
+                *seed,
+                Purpose::Train,
+                0,
+                indices.len(),
+                draw,
+            )),
             record: true,
         };
         let logits = self.model.forward(x, &pass)?;
@@ -321,7 +346,11 @@ impl<'a> Trainer<'a> {
         self.optimizer.settings.lr = self.rate();
         self.optimizer.step(self.model)?;
 
-        let right = argmax(&logits)?.iter().zip(&labels).filter(|(p, l)| p == l).count();
+        let right = argmax(&logits)?
+            .iter()
+            .zip(&labels)
+            .filter(|(p, l)| p == l)
+            .count();
         let progress = &mut self.progress;
         progress.loss += losses.iter().sum::<f64>();
         progress.correct += right as u64;
@@ -349,7 +378,11 @@ impl<'a> Trainer<'a> {
         let phase_ends =
             next == epochs || schedule.phase(next, epochs) != schedule.phase(epoch, epochs);
         if self.settings.select == Select::BestTest {
-            if self.progress.best.is_none_or(|(best, _)| test_accuracy > best) {
+            if self
+                .progress
+                .best
+                .is_none_or(|(best, _)| test_accuracy > best)
+            {
                 self.progress.best = Some((test_accuracy, next));
                 self.best = Some(self.model.to_checkpoint());
             }
@@ -388,7 +421,11 @@ impl<'a> Trainer<'a> {
                 .collect();
             let logits = net.logits(&x, &rows)?;
             loss += cross_entropy(&logits, &labels)?.0.iter().sum::<f64>();
-            right += argmax(&logits)?.iter().zip(&labels).filter(|(p, l)| p == l).count();
+            right += argmax(&logits)?
+                .iter()
+                .zip(&labels)
+                .filter(|(p, l)| p == l)
+                .count();
         }
         Ok((loss / n as f64, right as f64 / n as f64))
     }

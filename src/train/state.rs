@@ -21,7 +21,10 @@ impl Settings {
             ("weight_decay", self.sgd.weight_decay.to_string()),
             ("nesterov", self.sgd.nesterov.to_string()),
             ("schedule", self.schedule.to_string()),
-            ("select_best_test", (self.select == Select::BestTest).to_string()),
+            (
+                "select_best_test",
+                (self.select == Select::BestTest).to_string(),
+            ),
             ("augment_pad", augment.map_or(0, |a| a.pad).to_string()),
             ("augment_flip", augment.is_some_and(|a| a.flip).to_string()),
             ("seed", self.seed.to_string()),
@@ -118,12 +121,15 @@ impl Trainer<'_> {
             .and_then(|text| serde_json::from_str(text).ok())
             .ok_or_else(|| Error::file(path, "a run's progress in the metadata", "none"))?;
 
-        self.model.load_checkpoint(path, &without_prefix(MODEL, &state))?;
+        self.model
+            .load_checkpoint(path, &without_prefix(MODEL, &state))?;
         let best = without_prefix(BEST, &state);
         let mut velocity = self.optimizer.velocity.iter_mut();
         let mut result = Ok(());
         self.model.visit(|name, entry| {
-            let Entry::Param(param, layout) = entry else { return };
+            let Entry::Param(param, layout) = entry else {
+                return;
+            };
             let v = velocity.next().expect("one velocity per parameter");
             let read = || {
                 let name = format!("{VELOCITY}{name}");
@@ -131,7 +137,12 @@ impl Trainer<'_> {
                     Error::file(path, format_args!("`{name}`"), "no tensor of that name")
                 })?;
                 let tensor = from_array(array, layout)?;
-                tensor.expect("Trainer::resume", "velocity", param.value.shape(), v.dtype())?;
+                tensor.expect(
+                    "Trainer::resume",
+                    "velocity",
+                    param.value.shape(),
+                    v.dtype(),
+                )?;
                 Ok(tensor)
             };
             match read() {
