@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench peer_shapes -- [--list] [--only TEXT]... [--reps N] [--patience SECONDS]`
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -122,19 +124,37 @@ fn add_noise() -> Result<Box<dyn FnMut() -> Result<()>>> {
 
 /// Share of the time of the computing threads that may be spent waiting in a quiet repetition.
 const WAITED: f64 = 0.02;
+/// How long reading those files takes at most, if nothing comes between.
+const READING: Duration = Duration::from_micros(200);
 const WARM_UP: usize = 3;
 
-/// Seconds that threads of this process were ready to run and were not running.
-fn waited_seconds() -> f64 {
-    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
-        return 0.0;
-    };
-    tasks
-        .flatten()
-        .filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok())
-        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok())
-        .sum::<f64>()
-        * 1e-9
+/// The time for which the threads that exist now were ready to run and were not running.
+struct Waiting {
+    // Kept open: looking the threads up takes longer than some of what is measured.
+    files: Vec<File>,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten();
+        Waiting {
+            files: tasks
+                .flatten()
+                .filter_map(|task| File::open(task.path().join("schedstat")).ok())
+                .collect(),
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        let waited = |mut file: &File| {
+            let mut line = [0; 64];
+            file.rewind().ok()?;
+            let len = file.read(&mut line).ok()?;
+            let line = std::str::from_utf8(&line[..len]).ok()?;
+            line.split_whitespace().nth(1)?.parse::<f64>().ok()
+        };
+        self.files.iter().filter_map(waited).sum::<f64>() * 1e-9
+    }
 }
 
 /// Ticks of all cores since the start: all of them, and those in which a core stood idle.
@@ -172,7 +192,8 @@ struct Times {
 }
 
 /// Calls until `reps` quiet repetitions are there, waiting at most `patience` in all.
-/// Short calls are repeated up to 20 times as often, within a third of a second.
+/// Short calls are repeated up to 20 times as often, within a third of a second. With one thread
+/// the time spent waiting for a core is taken off instead, and no repetition counts as disturbed.
 fn measure(
     mut call: Box<dyn FnMut() -> Result<()>>,
     reps: usize,
@@ -183,13 +204,24 @@ fn measure(
         call()?;
     }
     let deadline = Instant::now() + patience;
+    let waiting = Waiting::new();
     let (mut all, mut quiet) = (Vec::new(), Vec::new());
     loop {
-        let waited = waited_seconds();
+        let before = Instant::now();
+        let waited = waiting.seconds();
         let start = Instant::now();
         call()?;
-        let seconds = start.elapsed().as_secs_f64();
-        let waited = waited_seconds() - waited;
+        let end = Instant::now();
+        let mut waited = waiting.seconds() - waited;
+        let after = Instant::now();
+        let mut seconds = (end - start).as_secs_f64();
+        if threads == 1.0 {
+            if (start - before).max(after - end) > READING {
+                continue; // it may have waited outside the call, by the same account
+            }
+            seconds -= waited;
+            waited = 0.0;
+        }
         all.push(seconds);
         if waited <= WAITED * seconds * threads {
             quiet.push(seconds);
