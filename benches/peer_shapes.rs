@@ -30,7 +30,8 @@ const CONV: Conv2d = Conv2d {
 };
 
 /// A measurement: prepares its tensors and returns the call to be timed.
-type Prepare = Box<dyn Fn() -> Result<Box<dyn FnMut() -> Result<()>>>>;
+type Call = Box<dyn FnMut() -> Result<()> + Send>;
+type Prepare = Box<dyn Fn() -> Result<Call>>;
 
 fn works() -> Vec<(String, Prepare)> {
     let mut works: Vec<(String, Prepare)> = Vec::new();
@@ -81,7 +82,7 @@ fn operands((c_in, c_out, size): (usize, usize, usize)) -> Result<[Tensor; 3]> {
     ])
 }
 
-fn conv(shape: (usize, usize, usize), backward: bool) -> Result<Box<dyn FnMut() -> Result<()>>> {
+fn conv(shape: (usize, usize, usize), backward: bool) -> Result<Call> {
     let [x, w, dy] = operands(shape)?;
     Ok(Box::new(move || {
         conv2d::forward(&x, &w, None, CONV)?;
@@ -94,10 +95,7 @@ fn conv(shape: (usize, usize, usize), backward: bool) -> Result<Box<dyn FnMut() 
     }))
 }
 
-fn noisy_conv(
-    shape: (usize, usize, usize),
-    backward: bool,
-) -> Result<Box<dyn FnMut() -> Result<()>>> {
+fn noisy_conv(shape: (usize, usize, usize), backward: bool) -> Result<Call> {
     let [x, w, dy] = operands(shape)?;
     let noise = draw(BATCH);
     Ok(Box::new(move || {
@@ -111,7 +109,7 @@ fn noisy_conv(
     }))
 }
 
-fn add_noise() -> Result<Box<dyn FnMut() -> Result<()>>> {
+fn add_noise() -> Result<Call> {
     let x = values(Shape::new(BATCH, 32, 32, 64), 1.0)?;
     let noise = draw(BATCH);
     Ok(Box::new(move || {
@@ -128,14 +126,24 @@ const WAITED: f64 = 0.02;
 const READING: Duration = Duration::from_micros(200);
 const WARM_UP: usize = 3;
 
-/// The time for which the threads that exist now were ready to run and were not running.
+/// The time for which threads were ready to run and were not running.
 struct Waiting {
     // Kept open: looking the threads up takes longer than some of what is measured.
     files: Vec<File>,
 }
 
 impl Waiting {
-    fn new() -> Self {
+    /// Of the calling thread.
+    fn of_this_thread() -> Self {
+        Waiting {
+            files: File::open("/proc/thread-self/schedstat")
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    /// Of all threads that exist now. Two may wait at the same time: the sum may exceed the clock.
+    fn of_all_threads() -> Self {
         let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten();
         Waiting {
             files: tasks
@@ -193,18 +201,19 @@ struct Times {
 
 /// Calls until `reps` quiet repetitions are there, waiting at most `patience` in all.
 /// Short calls are repeated up to 20 times as often, within a third of a second. With one thread
-/// the time spent waiting for a core is taken off instead, and no repetition counts as disturbed.
-fn measure(
-    mut call: Box<dyn FnMut() -> Result<()>>,
-    reps: usize,
-    patience: Duration,
-) -> Result<Times> {
+/// the time spent waiting for a core is taken off instead, and no repetition counts as disturbed;
+/// that thread must be the one that computes, so this is to be called on rayon's.
+fn measure(call: &mut dyn FnMut() -> Result<()>, reps: usize, patience: Duration) -> Result<Times> {
     let threads = rayon::current_num_threads() as f64;
     for _ in 0..WARM_UP {
         call()?;
     }
     let deadline = Instant::now() + patience;
-    let waiting = Waiting::new();
+    let waiting = if threads == 1.0 {
+        Waiting::of_this_thread()
+    } else {
+        Waiting::of_all_threads()
+    };
     let (mut all, mut quiet) = (Vec::new(), Vec::new());
     loop {
         let before = Instant::now();
@@ -314,7 +323,13 @@ fn main() -> Result<()> {
     ensure!(!wanted.is_empty(), "no work has such a name");
     let alone = wanted.len() == 1;
     for (work, prepare) in wanted {
-        let times = measure(prepare()?, options.reps, options.patience)
+        let times = prepare()
+            .and_then(|mut call| {
+                if rayon::current_num_threads() == 1 {
+                    return rayon::scope(|_| measure(&mut *call, options.reps, options.patience));
+                }
+                measure(&mut *call, options.reps, options.patience)
+            })
             .with_context(|| format!("measuring {work}"))?;
         let chosen = &times.chosen;
         let median = (chosen[chosen.len() / 2] + chosen[(chosen.len() - 1) / 2]) / 2.0;

@@ -17,11 +17,18 @@ WARM_UP = 3
 
 
 class Waiting:
-    """The time for which the threads that exist now were ready to run and were not running."""
+    """The time for which threads were ready to run and were not running.
 
-    def __init__(self):
+    Of this thread if it computes alone, else of all threads that exist now; of those, several may
+    wait at the same time.
+    """
+
+    def __init__(self, threads):
+        paths = ["/proc/thread-self/schedstat"]
+        if threads > 1:
+            paths = glob.glob("/proc/self/task/*/schedstat")
         # Kept open: looking the threads up takes longer than some of what is measured.
-        self.files = [os.open(p, os.O_RDONLY) for p in glob.glob("/proc/self/task/*/schedstat")]
+        self.files = [os.open(p, os.O_RDONLY) for p in paths if os.path.exists(p)]
 
     def seconds(self):
         # A file is empty where a kernel keeps no such statistics.
@@ -69,7 +76,7 @@ def measure(call, reps, patience, threads):
     for _ in range(WARM_UP):
         call()
     deadline = time.monotonic() + patience
-    waiting = Waiting()
+    waiting = Waiting(threads)
     everything, quiet = [], []
     while True:
         before = time.perf_counter()
