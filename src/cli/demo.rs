@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use noiseforge::attacks::Criterion;
 use noiseforge::attacks::carlini_wagner::{self, CarliniWagner};
-use noiseforge::data::{Augment, Dataset, Spec, Split};
+use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::ensemble::{Average, Ensemble};
 use noiseforge::evaluate::{Evaluation, Judge};
 use noiseforge::models::{Arch, Config, Model};
@@ -175,7 +175,7 @@ fn train_twin(
         },
         schedule: Schedule::Cosine,
         select: Select::Last,
-        augment: Some(Augment { pad: 2, flip: true }),
+        augment: None,
         seed,
     };
     let started = Instant::now();
@@ -316,18 +316,10 @@ fn report(
          ECCV 2018), and averages its answers over several draws.",
     );
     page.facts(&[
-        (
-            "data",
-            format!(
-                "synthetic, {} training and {} test images",
-                scale.train,
-                test.len()
-            ),
-        ),
-        (
-            "noise",
-            format!("sigma {} on the image, {} inside", SIGMAS.0, SIGMAS.1),
-        ),
+        ("training images", scale.train.to_string()),
+        ("test images", test.len().to_string()),
+        ("noise on the image", SIGMAS.0.to_string()),
+        ("noise inside", SIGMAS.1.to_string()),
         (
             "draws of the verdict",
             scale.draws.last().expect("some").to_string(),
@@ -380,7 +372,7 @@ fn report(
         "The white-box L2 attack of Carlini and Wagner as the paper runs it: it minimises \
          ||x' - x||^2 + c max(margin, 0) for a given c, one draw of the noise a step, and returns \
          its last iterate; here {} Adam steps of {ATTACK_LR} on the first {} test images. It is \
-         not an adaptive attack: `noiseforge attack cw --eot N` averages the gradient over draws.",
+         not an adaptive attack: noiseforge attack cw --eot N averages the gradient over N draws.",
         scale.steps, scale.attacked
     ));
     page.table(&tables[1]);
