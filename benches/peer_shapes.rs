@@ -143,7 +143,11 @@ fn vgg(noisy: bool) -> Result<(Model, Tensor, Vec<u32>)> {
     let input = Shape::new(1, 32, 32, 3);
     let config = Config::new(Arch::Vgg16, input, 10).with_noise(init, inner);
     let labels = (0..BATCH as u32).map(|i| i % 10).collect();
-    Ok((Model::new(config, 0)?, values(input.with_n(BATCH), 1.0)?, labels))
+    Ok((
+        Model::new(config, 0)?,
+        values(input.with_n(BATCH), 1.0)?,
+        labels,
+    ))
 }
 
 /// One training step: noise, forward, backward, SGD.

@@ -52,10 +52,10 @@ struct Scale {
 
 const FULL: Scale = Scale {
     train: 4000,
-    epochs: 6,
+    epochs: 8,
     attacked: 50,
     steps: 100,
-    constants: &[0.01, 0.1, 1.0, 10.0],
+    constants: &[0.03, 0.1, 0.3, 1.0],
     draws: &[1, 2, 5, 10, 20],
 };
 
@@ -170,7 +170,7 @@ fn train_twin(
         epochs: scale.epochs,
         batch: 64,
         sgd: Sgd {
-            lr: 0.05,
+            lr: 0.03,
             ..Settings::default().sgd
         },
         schedule: Schedule::Cosine,

@@ -5,6 +5,8 @@ use clap::ValueEnum;
 use noiseforge::gradcheck::{Report, catalog};
 use serde_json::json;
 
+use super::common::say;
+
 /// Check every op's gradient against differences in double precision.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -43,9 +45,13 @@ pub fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     let mut wrong = Vec::new();
     if !json {
-        println!(
+        say!(
             "{:<40} {:<8} {:>10} {:>8} {:>12}  verdict",
-            "check", "input", "directions", "skipped", "worst error"
+            "check",
+            "input",
+            "directions",
+            "skipped",
+            "worst error"
         );
     }
     for (op, check) in checks {
@@ -62,7 +68,7 @@ pub fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     }
     if json {
         let all = json!({ "passed": wrong.is_empty(), "checks": rows });
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        say!("{}", serde_json::to_string_pretty(&all)?);
     }
     if !wrong.is_empty() {
         let reports: Vec<_> = wrong.iter().map(Report::to_string).collect();
@@ -82,9 +88,13 @@ fn print_rows(report: &Report) {
         } else {
             "WRONG"
         };
-        println!(
+        say!(
             "{:<40} {:<8} {:>10} {:>8} {:>12.1e}  {verdict}",
-            report.name, input.name, input.directions, input.skipped, input.worst_error
+            report.name,
+            input.name,
+            input.directions,
+            input.skipped,
+            input.worst_error
         );
     }
 }

@@ -1,14 +1,15 @@
 //! `noiseforge noise`: the draw of one noise layer for one image, as a file.
 
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use noiseforge::Shape;
+use noiseforge::io::npy;
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose, Row, RowNoise};
-use npyz::WriterBuilder;
+
+use super::common::{say, sigma};
 
 /// Write the noise one layer adds to one image: sigma * z, as an f32 array [h, w, c]
 #[derive(Debug, clap::Args)]
@@ -42,7 +43,7 @@ pub struct Args {
     #[arg(long, value_name = "H,W,C", value_parser = parse_shape)]
     shape: Shape,
     /// Standard deviation
-    #[arg(long, allow_hyphen_values = true, value_parser = parse_sigma)]
+    #[arg(long, value_parser = sigma)]
     sigma: f32,
     /// Normals from 32-bit radius and angle instead of 20 and 12 bits
     #[arg(long)]
@@ -85,13 +86,6 @@ fn parse_shape(text: &str) -> Result<Shape, String> {
     }
 }
 
-fn parse_sigma(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(sigma) if sigma.is_finite() && sigma >= 0.0 => Ok(sigma),
-        _ => Err("expected a finite number of at least 0".into()),
-    }
-}
-
 /// Runs the command; with `json`, prints `out`, `shape`, `mean`, `std` and `max_abs`, the last
 /// three of the numbers written.
 pub fn run(args: &Args, json: bool) -> Result<()> {
@@ -113,10 +107,10 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         },
     };
     noise::check_shape("noise", &noise, args.shape)?;
-    let moments = write(&args.out, &noise, args.shape)
-        .with_context(|| format!("cannot write {}", args.out.display()))?;
     let Shape { h, w, c, .. } = args.shape;
-    let Moments { mean, std, max_abs } = moments;
+    let z = draw(&noise, args.shape)?;
+    npy::write_f32(&args.out, &[h, w, c], &z)?;
+    let Moments { mean, std, max_abs } = moments(&z);
     if json {
         let report = serde_json::json!({
             "out": args.out,
@@ -125,9 +119,9 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             "std": std,
             "max_abs": max_abs,
         });
-        println!("{report}");
+        say!("{report:#}");
     } else {
-        println!(
+        say!(
             "{}: [{h}, {w}, {c}] f32, mean {mean:.6}, standard deviation {std:.6}, \
              largest magnitude {max_abs:.6}",
             args.out.display()
@@ -143,68 +137,32 @@ struct Moments {
     max_abs: f64,
 }
 
-/// Elements drawn at a time: memory does not grow with the image.
-const PIECE: usize = 1 << 16;
-
-/// Writes the noise beside `out` and renames it when it is complete.
-fn write(out: &Path, noise: &Noise, shape: Shape) -> Result<Moments> {
-    let folder = match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut options = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Less the user's umask, as for any other new file.
-        options.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = options.tempfile_in(folder)?;
-
-    let total = shape.h as u64 * shape.w as u64;
-    let count = total as f64 * shape.c as f64;
-    let per_piece = (PIECE / shape.c).max(1);
-    let mut zeros = Vec::new();
-    let mut z = Vec::new();
-    for buffer in [&mut zeros, &mut z] {
-        let len = per_piece * shape.c;
-        buffer.try_reserve_exact(len)?;
-        buffer.resize(len, 0f32);
-    }
-    let draw = RowNoise::new(noise, 0, shape.c);
-    let (mut sum, mut squares, mut max_abs) = (0.0, 0.0, 0f64);
-
-    let mut buffered = BufWriter::new(file.as_file_mut());
-    let mut npy = npyz::WriteOptions::new()
-        .default_dtype()
-        .shape(&[shape.h as u64, shape.w as u64, shape.c as u64])
-        .writer(&mut buffered)
-        .begin_nd()?;
-    let mut pixel = 0;
-    while pixel < total {
-        let len = (total - pixel).min(per_piece as u64) as usize * shape.c;
-        let z = &mut z[..len];
-        draw.add(pixel as usize, &zeros[..len], z);
-        for &z in &*z {
-            let z = f64::from(z);
-            sum += z;
-            squares += z * z;
-            max_abs = max_abs.max(z.abs());
-        }
-        npy.extend(z.iter().copied())?;
-        pixel += per_piece as u64;
-    }
-    npy.finish()?;
-    buffered.flush()?;
-    drop(buffered);
-    file.persist(out)?;
-
-    let mean = sum / count;
-    Ok(Moments {
+fn moments(z: &[f32]) -> Moments {
+    let n = z.len() as f64;
+    let values = || z.iter().map(|&z| f64::from(z));
+    let mean = values().sum::<f64>() / n;
+    Moments {
         mean,
-        std: (squares / count - mean * mean).max(0.0).sqrt(),
-        max_abs,
-    })
+        std: (values().map(|z| z * z).sum::<f64>() / n - mean * mean)
+            .max(0.0)
+            .sqrt(),
+        max_abs: values().fold(0.0, |max, z| max.max(z.abs())),
+    }
+}
+
+/// `sigma z` of the noise's only row.
+fn draw(noise: &Noise, shape: Shape) -> Result<Vec<f32>> {
+    let mut z = Vec::new();
+    z.try_reserve_exact(shape.len())
+        .with_context(|| format!("no memory for an image of {shape}"))?;
+    z.resize(shape.len(), 0.0);
+    let row = RowNoise::new(noise, 0, shape.c);
+    let line = shape.w * shape.c;
+    let zeros = vec![0.0; line];
+    for (h, z) in z.chunks_exact_mut(line).enumerate() {
+        row.add(h * shape.w, &zeros, z);
+    }
+    Ok(z)
 }
 
 #[cfg(test)]
@@ -229,7 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("z.npy");
         for (extra, normals) in [("", Normals::Fast), (" --precise", Normals::Precise)] {
-            // More than one piece, and ragged.
+            // Ragged in every size.
             let mut args = parse(&format!(
                 "--seed 7 --purpose certify --layer 2 --draw 3 --row 41 \
                  --shape 90,71,13 --sigma 0.25 --out z.npy{extra}"
@@ -246,9 +204,9 @@ mod tests {
             };
             let zeros = Tensor::zeros(Shape::new(1, 90, 71, 13), DType::F32);
             let expected = noise::forward(&zeros, &noise).unwrap();
-            let npy = npyz::NpyFile::new(std::fs::File::open(&out).unwrap()).unwrap();
-            assert_eq!(npy.shape(), [90, 71, 13]);
-            assert_eq!(npy.into_vec::<f32>().unwrap(), expected.data::<f32>());
+            let (shape, written) = npy::read_f32(&out).unwrap();
+            assert_eq!(shape, [90, 71, 13]);
+            assert!(written == expected.data::<f32>());
         }
         let files = std::fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(files, 1, "no temporary file is left");
@@ -264,11 +222,7 @@ mod tests {
                 "--sigma -1",
                 "invalid value '-1' for '--sigma <SIGMA>'",
             ),
-            (
-                "--sigma 1",
-                "--sigma NaN",
-                "expected a finite number of at least 0",
-            ),
+            ("--sigma 1", "--sigma NaN", "a finite number, at least 0"),
             (
                 "2,2,3",
                 "2,0,3",
