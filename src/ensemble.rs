@@ -179,7 +179,7 @@ pub fn combine(z: &Tensor, draws: usize, average: Average) -> Result<Tensor> {
         return Ok(z.clone());
     }
     let s = z.shape();
-    if draws == 0 || s.n % draws != 0 {
+    if draws == 0 || !s.n.is_multiple_of(draws) {
         let expected = format_args!("a divisor of {} rows", s.n);
         return Err(Error::argument(
             "ensemble::combine",

@@ -92,7 +92,7 @@ fn the_draws_of_successive_steps_are_disjoint() {
 #[test]
 fn the_gradient_is_the_averages() {
     let mut model = model();
-    model.to_dtype(DType::F64);
+    model.cast(DType::F64);
     let x = images(2).to_dtype(DType::F64);
     let rows = rows(2);
     let mut stream = Stream::new(1, 98, 0);

@@ -70,7 +70,7 @@ fn calibrated(config: &Config) -> Model {
 
 /// Shapes of all tensors by name, as PyTorch prints them.
 fn shapes(model: &mut Model) -> BTreeMap<String, Vec<usize>> {
-    let tensors = model.to_checkpoint().tensors;
+    let tensors = model.checkpoint().tensors;
     tensors.into_iter().map(|(n, a)| (n, a.shape)).collect()
 }
 
@@ -151,7 +151,7 @@ fn weights_are_a_function_of_the_seed() {
     let tensors = |seed| {
         Model::new(config.clone(), seed)
             .unwrap()
-            .to_checkpoint()
+            .checkpoint()
             .tensors
     };
     assert_eq!(tensors(3), tensors(3));
@@ -283,7 +283,7 @@ fn noise_is_the_same_in_both_precisions() {
     let single = model
         .forward(x.clone(), &eval(Some(rows(&[1, 2]))))
         .unwrap();
-    model.to_dtype(DType::F64);
+    model.cast(DType::F64);
     let double = model
         .forward(x.to_dtype(DType::F64), &eval(Some(rows(&[1, 2]))))
         .unwrap();
@@ -304,11 +304,11 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
             Entry::Count(n) => *n = 41,
             Entry::Param(..) => {}
         });
-        let written = model.to_checkpoint();
+        let written = model.checkpoint();
         written.write(&path).unwrap();
         let (mut read, _) = Model::read(&path, |config, _| Ok(config.unwrap())).unwrap();
         assert_eq!(read.config(), &config);
-        assert_eq!(read.to_checkpoint().tensors, written.tensors);
+        assert_eq!(read.checkpoint().tensors, written.tensors);
         let x = images(config.input.with_n(2), DType::F32);
         let pass = eval(Some(rows(&[0, 1])));
         let (a, b) = (model.forward(x.clone(), &pass), read.forward(x, &pass));
@@ -316,8 +316,8 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
     }
 
     let mut small = Model::new(Config::new(Arch::Small, CIFAR, 10), 0).unwrap();
-    small.to_checkpoint().write(&path).unwrap();
-    let before = small.to_checkpoint();
+    small.checkpoint().write(&path).unwrap();
+    let before = small.checkpoint();
     let error = Model::read(&path, |_, _| Ok(Config::new(Arch::Vgg16, CIFAR, 10)));
     assert_eq!(
         error.err().unwrap().to_string(),
@@ -339,7 +339,7 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
         error.contains("`classifier.2.weight`: F32 of shape [11, 128]"),
         "{error}"
     );
-    assert_eq!(small.to_checkpoint(), before);
+    assert_eq!(small.checkpoint(), before);
 }
 
 /// The first linear layer behind the flattening is stored for PyTorch's channels-first order.
@@ -354,7 +354,7 @@ fn flattened_weights_are_stored_channels_first() {
         0,
     )
     .unwrap();
-    let stored = model.to_checkpoint().tensors["classifier.0.weight"].clone();
+    let stored = model.checkpoint().tensors["classifier.0.weight"].clone();
     // 2x2 pixels of 2 channels are left
     assert_eq!(stored.shape, [4, 8]);
     let noiseforge::io::checkpoint::ArrayData::F32(stored) = stored.data else {

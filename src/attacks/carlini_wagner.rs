@@ -202,8 +202,8 @@ pub fn attack(
                     first_draw: round * params.steps,
                 };
                 let result = descent.run(&search.c, &mut report)?;
-                for i in 0..n {
-                    let (f, c) = (&mut found[i], search.c[i]);
+                for (i, f) in found.iter_mut().enumerate() {
+                    let c = search.c[i];
                     f.passes += result.last.passes[i];
                     match &result.closest[i] {
                         Some((squared, image)) if !f.success || *squared < f.l2_squared => {

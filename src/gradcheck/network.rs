@@ -25,7 +25,7 @@ pub fn check_network(
     pass: &Pass,
     directions: usize,
 ) -> Result<Report> {
-    model.to_dtype(DType::F64);
+    model.cast(DType::F64);
     let pass = Pass {
         record: true,
         ..pass.clone()

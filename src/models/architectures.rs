@@ -126,7 +126,7 @@ fn resnext29(b: &mut Builder<'_>, config: &Config) -> Result<()> {
     })?;
     b.push(stem);
     for stage in 0..3 {
-        let group_width = config.cardinality * config.width << stage;
+        let group_width = (config.cardinality * config.width) << stage;
         for index in 0..3 {
             let stride = if stage > 0 && index == 0 { 2 } else { 1 };
             let name = format!("layer{}.{index}", stage + 1);

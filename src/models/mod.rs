@@ -244,8 +244,8 @@ impl Model {
     }
 
     /// Rounds weights and statistics to a dtype: f64 for gradient checks. Gradients start at 0.
-    pub fn to_dtype(&mut self, dtype: DType) {
-        nn::to_dtype(&mut self.layers, dtype);
+    pub fn cast(&mut self, dtype: DType) {
+        nn::cast(&mut self.layers, dtype);
         self.dtype = dtype;
     }
 

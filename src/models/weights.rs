@@ -136,7 +136,7 @@ impl Config {
 
 impl Model {
     /// The weights and statistics under PyTorch's names, and the network's description.
-    pub fn to_checkpoint(&mut self) -> Checkpoint {
+    pub fn checkpoint(&mut self) -> Checkpoint {
         let mut tensors = BTreeMap::new();
         self.visit(|name, entry| {
             let array = match entry {

@@ -144,7 +144,7 @@ pub(crate) fn backward_all(
 }
 
 /// Rounds every parameter and buffer to a dtype; gradients start at 0.
-pub(crate) fn to_dtype(layers: &mut [Box<dyn Layer>], dtype: DType) {
+pub(crate) fn cast(layers: &mut [Box<dyn Layer>], dtype: DType) {
     for layer in layers {
         layer.visit(&mut |_, entry| match entry {
             Entry::Param(p, _) => *p = Param::new(p.value.to_dtype(dtype)),

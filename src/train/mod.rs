@@ -384,7 +384,7 @@ impl<'a> Trainer<'a> {
                 .is_none_or(|(best, _)| test_accuracy > best)
             {
                 self.progress.best = Some((test_accuracy, next));
-                self.best = Some(self.model.to_checkpoint());
+                self.best = Some(self.model.checkpoint());
             }
             if phase_ends && let Some(best) = &self.best {
                 self.model.load_checkpoint("best epoch".as_ref(), best)?;

@@ -61,12 +61,12 @@ fn without_prefix(prefix: &str, from: &Checkpoint) -> Checkpoint {
 impl Trainer<'_> {
     /// Everything that is needed to continue: weights, statistics, velocities, best weights so far,
     /// progress, and the settings it was made with.
-    fn to_state(&mut self) -> Checkpoint {
+    fn state(&mut self) -> Checkpoint {
         let mut state = Checkpoint {
             tensors: BTreeMap::new(),
             metadata: self.model.config().to_metadata(),
         };
-        with_prefix(MODEL, &self.model.to_checkpoint(), &mut state);
+        with_prefix(MODEL, &self.model.checkpoint(), &mut state);
         if let Some(best) = &self.best {
             with_prefix(BEST, best, &mut state);
         }
@@ -95,7 +95,7 @@ impl Trainer<'_> {
 
     /// Writes the state; the file is replaced as a whole or not at all.
     pub fn save(&mut self, path: &Path) -> Result<()> {
-        self.to_state().write(path)
+        self.state().write(path)
     }
 
     /// Continues from a saved state. An error names the first setting that differs from the one
