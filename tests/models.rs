@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use noiseforge::gradcheck::check_network;
 use noiseforge::models::{Arch, Config, Model, NoisePlacement};
 use noiseforge::nn::{Entry, Grads, Mode, Pass};
 use noiseforge::ops::noise::{Key, Purpose, Row};
@@ -289,6 +290,25 @@ fn noise_is_the_same_in_both_precisions() {
         .unwrap();
     for (a, b) in single.to_f64_vec().iter().zip(double.to_f64_vec()) {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+}
+
+/// The other networks are in gradcheck's catalog.
+#[test]
+fn gradients_of_vgg16_and_model_a_match_differences() {
+    for config in [narrow()[0].clone(), narrow()[2].clone()] {
+        let config = noisy(&config);
+        for mode in [Mode::Train, Mode::Eval] {
+            let mut model = calibrated(&config);
+            let x = images(config.input.with_n(2), DType::F64);
+            let pass = Pass {
+                mode,
+                record: true,
+                ..eval(Some(rows(&[3, 1])))
+            };
+            let report = check_network(config.arch.name(), &mut model, &x, &pass, 1).unwrap();
+            assert!(report.passed(), "{mode:?}: {report}");
+        }
     }
 }
 
