@@ -3,25 +3,19 @@
 //!
 //! `cargo bench --bench peer_shapes -- [--list] [--only TEXT]... [--reps N] [--patience SECONDS]`
 
+mod work;
+
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use noiseforge::attacks::Criterion;
-use noiseforge::attacks::carlini_wagner::{CarliniWagner, attack};
-use noiseforge::ensemble::Ensemble;
-use noiseforge::models::{Arch, Config, Model};
-use noiseforge::nn::{Grads, Mode, Pass};
 use noiseforge::ops::conv2d::{self, Conv2d};
-use noiseforge::ops::loss::cross_entropy;
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
 use noiseforge::ops::noisy_conv2d;
-use noiseforge::optim::Sgd;
 use noiseforge::tensor::{DType, Shape, Tensor};
-use noiseforge::train::Settings;
+use work::{BATCH, Call, carlini_wagner, values, vgg_infer, vgg_train};
 
-const BATCH: usize = 32;
 /// Channels in, channels out, height and width of the 3x3 convolutions of VGG16, one per size.
 const SHAPES: [(usize, usize, usize); 5] = [
     (3, 64, 32),
@@ -37,8 +31,6 @@ const CONV: Conv2d = Conv2d {
     groups: 1,
 };
 
-/// A measurement: prepares its tensors and returns the call to be timed.
-type Call = Box<dyn FnMut() -> Result<()> + Send>;
 type Prepare = Box<dyn Fn() -> Result<Call>>;
 
 fn works() -> Vec<(String, Prepare)> {
@@ -73,14 +65,6 @@ fn works() -> Vec<(String, Prepare)> {
     }
     works.push(("w3 cw50".into(), Box::new(carlini_wagner)));
     works
-}
-
-/// Values that are neither zero nor denormal nor all alike; what they are does not matter.
-fn values(shape: Shape, scale: f32) -> Result<Tensor> {
-    let data = (0..shape.len() as u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 * scale / (1 << 24) as f32)
-        .collect();
-    Ok(Tensor::from_vec(shape, data)?)
 }
 
 fn draw(n: usize) -> Noise {
@@ -133,77 +117,6 @@ fn add_noise() -> Result<Call> {
     let noise = draw(BATCH);
     Ok(Box::new(move || {
         noise::forward(&x, &noise)?;
-        Ok(())
-    }))
-}
-
-/// VGG16 for 32x32, its images and labels.
-fn vgg(noisy: bool) -> Result<(Model, Tensor, Vec<u32>)> {
-    let (init, inner) = if noisy { (0.2, 0.1) } else { (0.0, 0.0) };
-    let input = Shape::new(1, 32, 32, 3);
-    let config = Config::new(Arch::Vgg16, input, 10).with_noise(init, inner);
-    let labels = (0..BATCH as u32).map(|i| i % 10).collect();
-    Ok((
-        Model::new(config, 0)?,
-        values(input.with_n(BATCH), 1.0)?,
-        labels,
-    ))
-}
-
-/// One training step: noise, forward, backward, SGD.
-fn vgg_train(noisy: bool) -> Result<Call> {
-    let (mut model, x, labels) = vgg(noisy)?;
-    let settings = Settings::default().sgd;
-    let mut optimizer = Sgd::new(&mut model, settings);
-    let mut step = 0;
-    Ok(Box::new(move || {
-        let pass = Pass {
-            mode: Mode::Train,
-            noise: Some(Key::consecutive(0, Purpose::Train, 0, BATCH, step)),
-            record: true,
-        };
-        step += 1;
-        let logits = model.forward(x.clone(), &pass)?;
-        let (_, dlogits) = cross_entropy(&logits, &labels)?;
-        model.backward(dlogits, Grads::Accumulate)?;
-        optimizer.step(&mut model)?;
-        Ok(())
-    }))
-}
-
-/// One forward pass in eval mode.
-fn vgg_infer(noisy: bool) -> Result<Call> {
-    let (mut model, x, _) = vgg(noisy)?;
-    let mut draw = 0;
-    Ok(Box::new(move || {
-        let pass = Pass {
-            mode: Mode::Eval,
-            noise: Some(Key::consecutive(0, Purpose::Eval, 0, BATCH, draw)),
-            record: false,
-        };
-        draw += 1;
-        model.forward(x.clone(), &pass)?;
-        Ok(())
-    }))
-}
-
-/// C&W, c = 1, 50 steps, on the small network: the peers' with a batch norm behind each convolution.
-fn carlini_wagner() -> Result<Call> {
-    let input = Shape::new(1, 32, 32, 3);
-    let mut model = Model::new(Config::new(Arch::Small, input, 10), 0)?;
-    let x = values(input.with_n(BATCH), 1.0)?;
-    let ids: Vec<u32> = (0..BATCH as u32).collect();
-    let criterion = Criterion::Untargeted {
-        labels: ids.iter().map(|i| i % 10).collect(),
-    };
-    let params = CarliniWagner {
-        steps: 50,
-        lr: 1e-2,
-        ..CarliniWagner::rse(1.0)
-    };
-    Ok(Box::new(move || {
-        let mut net = Ensemble::new(&mut model, 0, Purpose::Attack, 1)?;
-        attack(&mut net, &x, &ids, &criterion, &params, &mut |_, _| Ok(()))?;
         Ok(())
     }))
 }

@@ -15,13 +15,13 @@ pub fn run(_: &DevicesArgs, json: bool) -> Result<()> {
     let threads = rayon::current_num_threads();
     let kernels = noiseforge::ops::tile::Isa::current();
     if json {
-        let cpu = json!({"name": "cpu", "threads": threads, "kernels": format!("{kernels:?}")});
+        let cpu = json!({"name": "cpu", "threads": threads, "kernels": format!("{kernels}")});
         say!(
             "{:#}",
             json!({"devices": [cpu], "gpu": "this build has no GPU code"})
         );
     } else {
-        say!("cpu     {threads} threads, {kernels:?} kernels");
+        say!("cpu     {threads} threads, {kernels} kernels");
         say!("cuda    none: this build has no GPU code");
     }
     Ok(())
