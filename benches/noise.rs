@@ -1,7 +1,8 @@
 //! Noise at the sizes networks have: normals per second, alone and drawn while a fused op reads.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use noiseforge::ops::noise::{self, Isa, Key, Noise, Normals, Purpose, RowNoise};
+use noiseforge::ops::isa::Isa;
+use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose, RowNoise};
 use noiseforge::{Shape, Tensor};
 use std::hint::black_box;
 
@@ -45,7 +46,7 @@ fn run(c: &mut Criterion) {
         let src = vec![0.5f32; channels * pixels];
         let mut dst = vec![0f32; channels * pixels];
         group.throughput(Throughput::Elements(src.len() as u64));
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             let draw = RowNoise::new(&key(1), 0, channels).with_isa(isa);
             group.bench_function(format!("{pixels} x {channels} {isa:?}"), |b| {
                 b.iter(|| draw.add(0, black_box(&src), black_box(&mut dst)))

@@ -1,7 +1,7 @@
 //! conv2d against plain loops in f64, on every instruction set the machine has.
 
 use noiseforge::ops::conv2d::{self, Conv2d};
-use noiseforge::ops::tile::Isa;
+use noiseforge::ops::isa::Isa;
 use noiseforge::{DType, Shape, Tensor};
 
 #[derive(Debug, Clone, Copy)]

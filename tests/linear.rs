@@ -1,7 +1,7 @@
 //! linear against plain loops in f64.
 
+use noiseforge::ops::isa::Isa;
 use noiseforge::ops::linear;
-use noiseforge::ops::tile::Isa;
 use noiseforge::{DType, Shape, Tensor};
 
 /// n, inputs, outputs.

@@ -1,9 +1,9 @@
 //! noisy_conv2d against noise followed by conv2d, and its own properties.
 
 use noiseforge::ops::conv2d::{self, Conv2d};
+use noiseforge::ops::isa::Isa;
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
 use noiseforge::ops::noisy_conv2d;
-use noiseforge::ops::tile::Isa;
 use noiseforge::{DType, Shape, Tensor};
 
 /// n, h, w, c_in, c_out, k, stride, pad, groups.

@@ -13,7 +13,7 @@ pub struct DevicesArgs {}
 
 pub fn run(_: &DevicesArgs, json: bool) -> Result<()> {
     let threads = rayon::current_num_threads();
-    let kernels = noiseforge::ops::tile::Isa::current();
+    let kernels = noiseforge::ops::isa::Isa::current();
     if json {
         let cpu = json!({"name": "cpu", "threads": threads, "kernels": format!("{kernels}")});
         say!(

@@ -8,6 +8,7 @@ pub mod adam;
 pub mod add;
 pub mod batch_norm;
 pub mod conv2d;
+pub mod isa;
 pub mod linear;
 pub mod loss;
 pub mod margin;

@@ -33,17 +33,12 @@ macro_rules! multiversion {
                 fn avx2<$t: $crate::tensor::Real>($($arg: $ty),*) {
                     body($($arg),*)
                 }
-                if std::arch::is_x86_feature_detected!("avx512f")
-                    && std::arch::is_x86_feature_detected!("avx512bw")
-                    && std::arch::is_x86_feature_detected!("avx512dq")
-                    && std::arch::is_x86_feature_detected!("avx512vl")
-                {
-                    // SAFETY: all four features the function is compiled for were just detected.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if std::arch::is_x86_feature_detected!("avx2") {
-                    // SAFETY: the feature the function is compiled for was just detected.
-                    return unsafe { avx2($($arg),*) };
+                match $crate::ops::isa::Isa::current() {
+                    // SAFETY: the processor was asked for all four features.
+                    $crate::ops::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: the processor was asked for AVX2.
+                    $crate::ops::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::ops::isa::Isa::Portable => {}
                 }
             }
             body($($arg),*)

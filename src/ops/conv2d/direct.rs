@@ -12,8 +12,9 @@ use rayon::prelude::*;
 
 use super::Conv2d;
 use super::operand::{Operand, Window};
+use crate::ops::isa::Isa;
 use crate::ops::tile::{
-    Block, Element, Isa, MAX_ROWS, Purpose, Run, Scratch, Start, Tile, Unset, blocks, collect,
+    Block, Element, MAX_ROWS, Purpose, Run, Scratch, Start, Tile, Unset, blocks, collect,
 };
 use crate::tensor::Shape;
 

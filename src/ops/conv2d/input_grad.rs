@@ -16,7 +16,8 @@ use rayon::prelude::*;
 use super::Conv2d;
 use super::direct::{Packed, Part, convolve};
 use super::operand::Operand;
-use crate::ops::tile::{Element, Isa};
+use crate::ops::isa::Isa;
+use crate::ops::tile::Element;
 use crate::tensor::Shape;
 
 /// Input channels that would leave most lanes of a vector idle.

@@ -16,8 +16,8 @@ mod input_grad;
 mod operand;
 mod weight_grad;
 
+use super::isa::Isa;
 use super::noise::Noise;
-use super::tile::Isa;
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};

@@ -15,7 +15,8 @@ use rayon::prelude::*;
 
 use super::Conv2d;
 use super::operand::{Operand, Window};
-use crate::ops::tile::{Block, Element, Isa, MAX_ROWS, Purpose, Run, Scratch, Start, Tile, blocks};
+use crate::ops::isa::Isa;
+use crate::ops::tile::{Block, Element, MAX_ROWS, Purpose, Run, Scratch, Start, Tile, blocks};
 use crate::tensor::Shape;
 
 /// Tasks worth having, so that many cores find work.

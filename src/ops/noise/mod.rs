@@ -12,11 +12,10 @@ use rayon::prelude::*;
 
 use crate::dispatch;
 use crate::error::{Error, Result};
+use crate::ops::isa::Isa;
 use crate::tensor::{Real, Shape, Tensor};
 
 pub use philox::philox4x32_10;
-#[doc(hidden)]
-pub use run::Isa;
 
 /// What a draw is for. Draws of different purposes never coincide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -213,14 +212,14 @@ impl RowNoise {
             },
             c,
             normals: noise.normals,
-            isa: Isa::best(),
+            isa: Isa::current(),
         }
     }
 
     /// The same draw computed with another instruction set, for tests that compare them.
     #[doc(hidden)]
     pub fn with_isa(self, isa: Isa) -> Self {
-        assert!(Isa::available().any(|i| i == isa), "{isa:?} is not there");
+        assert!(Isa::available().contains(&isa), "{isa:?} is not there");
         RowNoise { isa, ..self }
     }
 

@@ -6,57 +6,8 @@
 
 use super::normals;
 use super::philox;
+use crate::ops::isa::Isa;
 use crate::tensor::Real;
-
-/// Instruction sets the arithmetic is compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isa {
-    /// What the target guarantees. Where that is no fused multiply-add, each one is a library
-    /// call: the same bits, far slower.
-    Portable,
-    /// AVX2 and FMA.
-    Avx2,
-    /// AVX-512 F and DQ.
-    Avx512,
-}
-
-impl Isa {
-    /// Those this processor runs, the fastest last.
-    pub fn available() -> impl Iterator<Item = Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512]
-            .into_iter()
-            .filter(|isa| isa.runs())
-    }
-
-    /// The fastest this processor runs.
-    pub(super) fn best() -> Isa {
-        if Isa::Avx512.runs() {
-            Isa::Avx512
-        } else if Isa::Avx2.runs() {
-            Isa::Avx2
-        } else {
-            Isa::Portable
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn runs(self) -> bool {
-        match self {
-            Isa::Portable => true,
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            Isa::Avx512 => {
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512dq")
-                    && Isa::Avx2.runs()
-            }
-        }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn runs(self) -> bool {
-        self == Isa::Portable
-    }
-}
 
 /// Which counters a run of blocks has, and what its normals are scaled by.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +52,7 @@ trait Fill {
 /// Adds; `width > 0`.
 pub(super) fn add<T: Real>(isa: Isa, precise: bool, draw: &Draw, run: Run<'_, T>) {
     match isa {
-        // SAFETY: `isa` came from `Isa::best` or `Isa::available`, which asked the processor.
+        // SAFETY: `isa` came from `Isa::current` or `Isa::available`, which asked the processor.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { add_avx512(precise, draw, run) },
         // SAFETY: as above.
