@@ -13,6 +13,10 @@ use noiseforge::optim::Sgd;
 use noiseforge::tensor::{Shape, Tensor};
 use noiseforge::train::Settings;
 
+/// The program's allocator (`src/main.rs`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Images of a batch.
 pub const BATCH: usize = 32;
 
