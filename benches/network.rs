@@ -8,10 +8,13 @@ use work::{BATCH, Call};
 /// Images through the network in one call of the attack: 50 steps of a batch.
 const ATTACK_IMAGES: usize = 50 * BATCH;
 
+/// Prepares a call.
+type Prepare = fn() -> anyhow::Result<Call>;
+
 fn networks(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("network");
     group.sample_size(10);
-    let works: [(&str, usize, fn() -> anyhow::Result<Call>); 5] = [
+    let works: [(&str, usize, Prepare); 5] = [
         ("vgg16 train step, noise", BATCH, || work::vgg_train(true)),
         ("vgg16 train step", BATCH, || work::vgg_train(false)),
         ("vgg16 inference, noise", BATCH, || work::vgg_infer(true)),
