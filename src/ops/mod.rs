@@ -19,4 +19,4 @@ pub mod relu;
 pub mod sgd;
 mod simd;
 pub mod tanh_space;
-pub mod tile;
+mod tile;

@@ -1,5 +1,5 @@
 //! Noise, then convolution, in one pass: the noise is drawn while the operand is read.
-//! The input gradient is [`conv2d::input_grad`](super::conv2d::input_grad): noise has none.
+//! The input gradient is [`conv2d::input_grad`]: noise has none.
 //!
 //! No noisy copy of the input is stored: each task of a convolution draws the noise of what it
 //! reads into its own small buffer, and the weight gradient draws the same noise again.
