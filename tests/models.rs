@@ -326,7 +326,7 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
         });
         let written = model.checkpoint();
         written.write(&path).unwrap();
-        let (mut read, _) = Model::read(&path, |config, _| Ok(config.unwrap())).unwrap();
+        let mut read = Model::read(&path, |config| Ok(config.unwrap())).unwrap();
         assert_eq!(read.config(), &config);
         assert_eq!(read.checkpoint().tensors, written.tensors);
         let x = images(config.input.with_n(2), DType::F32);
@@ -338,7 +338,7 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
     let mut small = Model::new(Config::new(Arch::Small, CIFAR, 10), 0).unwrap();
     small.checkpoint().write(&path).unwrap();
     let before = small.checkpoint();
-    let error = Model::read(&path, |_, _| Ok(Config::new(Arch::Vgg16, CIFAR, 10)));
+    let error = Model::read(&path, |_| Ok(Config::new(Arch::Vgg16, CIFAR, 10)));
     assert_eq!(
         error.err().unwrap().to_string(),
         format!(
@@ -351,10 +351,7 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
         classes: 11,
         ..Config::new(Arch::Small, CIFAR, 10)
     };
-    let error = Model::read(&path, |_, _| Ok(wider))
-        .err()
-        .unwrap()
-        .to_string();
+    let error = Model::read(&path, |_| Ok(wider)).err().unwrap().to_string();
     assert!(
         error.contains("`classifier.2.weight`: F32 of shape [11, 128]"),
         "{error}"

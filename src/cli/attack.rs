@@ -169,7 +169,7 @@ impl CwArgs {
         }
     }
 
-    fn target(&self) -> Result<(Target, usize)> {
+    fn target(&self) -> Result<Target> {
         let test = common::load_data(&self.data, Split::Test)?;
         let classes = test.classes().len() as u32;
         if let Some(target) = self.target
@@ -198,12 +198,11 @@ impl CwArgs {
             },
             (None, false) => Criterion::Untargeted { labels },
         };
-        let target = Target {
+        Ok(Target {
             data,
             ids: chosen.iter().map(|&i| i as u32).collect(),
             criterion,
-        };
-        Ok((target, test.len()))
+        })
     }
 
     fn run(&self, json: bool) -> Result<()> {
@@ -211,7 +210,7 @@ impl CwArgs {
         for &c in &constants {
             self.params(c).check()?;
         }
-        let (target, _) = self.target()?;
+        let target = self.target()?;
         let mut model = self.weights.load(&target.data)?;
         common::prepare_folder(&self.out)?;
         common::stop_on_ctrl_c()?;

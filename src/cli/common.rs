@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use noiseforge::data::{Dataset, Spec, Split};
-use noiseforge::io::checkpoint::Checkpoint;
 use noiseforge::models::{Arch, Config, Model, NoisePlacement};
 use noiseforge::tensor::Shape;
 
@@ -87,7 +86,7 @@ pub struct WeightsArgs {
 impl WeightsArgs {
     /// Reads the network. Images and classes are the data set's where the file names none.
     pub fn load(&self, data: &Dataset) -> Result<Model> {
-        let describe = |found: Option<Config>, _: &Checkpoint| {
+        let describe = |found: Option<Config>| {
             let mut config = match (found, self.model) {
                 (Some(config), None) => config,
                 (Some(config), Some(arch)) if config.arch == arch => config,
@@ -113,7 +112,7 @@ impl WeightsArgs {
             config.placement = self.noise_placement.unwrap_or(config.placement);
             Ok(config)
         };
-        let (mut model, _) = Model::read(&self.weights, describe)?;
+        let mut model = Model::read(&self.weights, describe)?;
         model
             .check_finite()
             .with_context(|| format!("{} cannot be used", self.weights.display()))?;

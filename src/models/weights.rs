@@ -8,8 +8,8 @@ use std::str::FromStr;
 use super::{Config, Model, NoisePlacement};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::{
-    self, Array, ArrayData, ArrayType, Checkpoint, Slot, conv_from_oihw, conv_to_oihw,
-    linear_from_oi, linear_to_oi, vector_from_array, vector_to_array,
+    Array, ArrayData, ArrayType, Checkpoint, Slot, conv_from_oihw, conv_to_oihw, linear_from_oi,
+    linear_to_oi, vector_from_array, vector_to_array,
 };
 use crate::nn::{Entry, Layout};
 use crate::tensor::{Shape, Tensor};
@@ -201,12 +201,12 @@ impl Model {
     /// metadata says (`None` for a file of another program).
     pub fn read(
         path: &Path,
-        describe: impl FnOnce(Option<Config>, &Checkpoint) -> Result<Config>,
-    ) -> Result<(Self, checkpoint::Checkpoint)> {
+        describe: impl FnOnce(Option<Config>) -> Result<Config>,
+    ) -> Result<Self> {
         let checkpoint = Checkpoint::read(path)?;
         let config = Config::from_metadata(path, &checkpoint.metadata)?;
-        let mut model = Model::new(describe(config, &checkpoint)?, 0)?;
+        let mut model = Model::new(describe(config)?, 0)?;
         model.load_checkpoint(path, &checkpoint)?;
-        Ok((model, checkpoint))
+        Ok(model)
     }
 }
