@@ -8,7 +8,7 @@ use crate::models::Model;
 use crate::nn::{Grads, Mode, Pass};
 use crate::ops::loss::{argmax, log_softmax, softmax};
 use crate::ops::noise::{Key, Purpose, Row};
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{DType, Real, Shape, Tensor};
 
 /// Scores images. All a black-box attack may ask.
 pub trait Classifier {
@@ -199,7 +199,7 @@ pub fn combine(z: &Tensor, draws: usize, average: Average) -> Result<Tensor> {
         for i in 0..shape.n {
             let group = &src[i * draws * s.c..(i + 1) * draws * s.c];
             for k in 0..s.c {
-                let column = || group.iter().skip(k).step_by(s.c).map(|v| crate::tensor::Real::f64(*v));
+                let column = || group.iter().skip(k).step_by(s.c).map(|v| v.f64());
                 let score = match average {
                     // log mean_j p_jk, by log-sum-exp: probabilities may underflow
                     Average::Probabilities => {
@@ -212,7 +212,7 @@ pub fn combine(z: &Tensor, draws: usize, average: Average) -> Result<Tensor> {
                     }
                     Average::Logits => column().sum::<f64>() / draws as f64,
                 };
-                out.push(<T as crate::tensor::Real>::of(score));
+                out.push(T::of(score));
             }
         }
         Tensor::from_vec(shape, out)
@@ -230,7 +230,6 @@ fn combine_backward(z: &Tensor, g: &Tensor, draws: usize, average: Average) -> R
     let s = z.shape();
     let p = softmax(z)?;
     crate::dispatch!(z.dtype(), T => {
-        use crate::tensor::Real;
         let (p, g) = (p.data::<T>(), g.data::<T>());
         let mut out = vec![T::of(0.0); s.len()];
         for (i, g) in g.chunks_exact(s.c).enumerate() {
@@ -238,9 +237,10 @@ fn combine_backward(z: &Tensor, g: &Tensor, draws: usize, average: Average) -> R
             let (p, out) = (&p[range.clone()], &mut out[range]);
             match average {
                 Average::Logits => {
-                    for (o, j) in out.iter_mut().zip(0..) {
-                        let k: usize = j % s.c;
-                        *o = T::of(g[k].f64() / draws as f64);
+                    for out in out.chunks_exact_mut(s.c) {
+                        for (o, g) in out.iter_mut().zip(g) {
+                            *o = T::of(g.f64() / draws as f64);
+                        }
                     }
                 }
                 Average::Probabilities => {

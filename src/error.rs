@@ -79,6 +79,22 @@ impl Error {
         }
     }
 
+    /// An [`Error::Argument`] unless the value is finite and at least 0.
+    pub(crate) fn unless_not_negative(op: &'static str, arg: &'static str, v: f64) -> Result<()> {
+        match v.is_finite() && v >= 0.0 {
+            true => Ok(()),
+            false => Err(Error::argument(op, arg, "a finite number, at least 0", v)),
+        }
+    }
+
+    /// An [`Error::Argument`] unless the value is finite and above 0.
+    pub(crate) fn unless_positive(op: &'static str, arg: &'static str, v: f64) -> Result<()> {
+        match v.is_finite() && v > 0.0 {
+            true => Ok(()),
+            false => Err(Error::argument(op, arg, "a finite number above 0", v)),
+        }
+    }
+
     /// An [`Error::File`] without an offset.
     pub fn file(
         path: impl Into<PathBuf>,

@@ -13,6 +13,8 @@ use crate::tensor::{Shape, Tensor};
 pub struct Judge {
     /// Seed of the noise.
     pub seed: u64,
+    /// The draw the rows name ([`Ensemble`] counts its own from there): 0, or a training epoch.
+    pub first_draw: u32,
     /// Numbers of draws to report, each at least 1; the largest decides the verdicts.
     pub draws: Vec<usize>,
     /// How draws are put together.
@@ -75,7 +77,7 @@ impl Judge {
                 .iter()
                 .map(|&i| Row {
                     id: ids[i],
-                    draw: 0,
+                    draw: self.first_draw,
                 })
                 .collect();
             let z = net.logits_of_draws(&x, &rows)?;

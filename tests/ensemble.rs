@@ -160,6 +160,7 @@ fn judging_counts_prefixes_of_the_draws() {
     let mut judge = |draws: Vec<usize>| {
         let judge = Judge {
             seed: 3,
+            first_draw: 0,
             draws,
             average: Average::Probabilities,
         };

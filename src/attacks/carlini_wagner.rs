@@ -80,29 +80,24 @@ impl CarliniWagner {
 
     /// An error naming the first parameter out of range; [`attack`] checks this too.
     pub fn check(&self) -> Result<()> {
-        let wrong = |arg, expected: &str, found: f64| {
-            Err(Error::argument("carlini_wagner", arg, expected, found))
-        };
-        if self.steps == 0 {
-            return wrong("steps", "at least 1", 0.0);
-        }
-        if !(self.lr.is_finite() && self.lr > 0.0) {
-            return wrong("lr", "a finite number above 0", self.lr);
-        }
-        if !(self.kappa.is_finite() && self.kappa >= 0.0) {
-            return wrong("kappa", "a finite number, at least 0", self.kappa);
-        }
-        match self.protocol {
-            Protocol::Rse { c } if !(c.is_finite() && c >= 0.0) => {
-                wrong("c", "a finite number, at least 0", c)
-            }
-            Protocol::Search { initial_c, .. } if !(initial_c.is_finite() && initial_c > 0.0) => {
-                wrong("initial c", "a finite number above 0", initial_c)
-            }
-            Protocol::Search {
-                search_steps: 0, ..
-            } => wrong("search steps", "at least 1", 0.0),
+        const OP: &str = "carlini_wagner";
+        let at_least_one = |arg, count: u32| match count {
+            0 => Err(Error::argument(OP, arg, "at least 1", count)),
             _ => Ok(()),
+        };
+        at_least_one("steps", self.steps)?;
+        Error::unless_positive(OP, "lr", self.lr)?;
+        Error::unless_not_negative(OP, "kappa", self.kappa)?;
+        match self.protocol {
+            Protocol::Rse { c } => Error::unless_not_negative(OP, "c", c),
+            Protocol::Search {
+                initial_c,
+                search_steps,
+                ..
+            } => {
+                Error::unless_positive(OP, "initial c", initial_c)?;
+                at_least_one("search steps", search_steps)
+            }
         }
     }
 }
@@ -118,6 +113,12 @@ pub struct Found {
     pub c: f64,
     /// Forward passes, each of all EOT draws together. As many backward passes.
     pub passes: u32,
+}
+
+/// Root mean square of the L2 distances: the RSE paper's average distortion, over all images,
+/// success or not.
+pub fn rms_l2(found: &[Found]) -> f64 {
+    (found.iter().map(|f| f.l2_squared).sum::<f64>() / found.len() as f64).sqrt()
 }
 
 /// Adversarial images, row by row, and what became of each.

@@ -281,6 +281,7 @@ impl CwArgs {
     ) -> Result<Evaluation> {
         let judge = Judge {
             seed: self.weights.seed,
+            first_draw: 0,
             draws: vec![draws],
             average: Average::Probabilities,
         };
@@ -335,7 +336,6 @@ impl CwArgs {
             .map(|i| found[i].l2_squared.sqrt())
             .collect();
         let n = labels.len() as f64;
-        let rms = (found.iter().map(|f| f.l2_squared).sum::<f64>() / n).sqrt();
         let mean =
             (!succeeded.is_empty()).then(|| succeeded.iter().sum::<f64>() / succeeded.len() as f64);
         let report = json!({
@@ -364,7 +364,7 @@ impl CwArgs {
             "accuracy": verdict.final_accuracy(),
             "success_rate": succeeded.len() as f64 / n,
             "attack_success_rate": found.iter().filter(|f| f.success).count() as f64 / n,
-            "rms_l2": rms,
+            "rms_l2": carlini_wagner::rms_l2(&found),
             "mean_l2_of_successes": mean,
             "median_l2": median_with_failures(&succeeded, labels.len()),
             "seconds": seconds,

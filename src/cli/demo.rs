@@ -217,6 +217,7 @@ fn judge(
     };
     let judge = Judge {
         seed,
+        first_draw: 0,
         draws,
         average: Average::Probabilities,
     };
@@ -249,12 +250,11 @@ fn attack(twin: &mut Twin, test: &Dataset, scale: &Scale, seed: u64, c: f64) -> 
     let adversarial = outcome.adversarial;
     let attacked = Dataset::from_tensor(&adversarial, labels, test.classes().to_vec())?;
     let verdict = judge(&mut twin.model, &attacked, &ids, scale, seed)?;
-    let squared: f64 = outcome.found.iter().map(|f| f.l2_squared).sum();
     Ok(Attacked {
         c,
         adversarial,
         verdict,
-        rms: (squared / victims.len() as f64).sqrt(),
+        rms: carlini_wagner::rms_l2(&outcome.found),
     })
 }
 

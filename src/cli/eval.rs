@@ -102,6 +102,7 @@ impl JudgeArgs {
         let most = common::useful_draws(&model, self.ensemble);
         let judge = Judge {
             seed: self.weights.seed,
+            first_draw: 0,
             draws: [1, 2, 5, 10, 20, 50, 100]
                 .into_iter()
                 .filter(|&d| curve && d < most)

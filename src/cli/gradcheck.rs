@@ -1,11 +1,10 @@
 //! `noiseforge gradcheck`: every op's backward pass against differences of its forward pass.
 
 use anyhow::{Context, bail};
-use clap::ValueEnum;
 use noiseforge::gradcheck::{Report, catalog};
 use serde_json::json;
 
-use super::common::say;
+use super::common::{DeviceArg, say};
 
 /// Check every op's gradient against differences in double precision.
 #[derive(Debug, clap::Args)]
@@ -17,15 +16,8 @@ pub struct Args {
     /// Only this op (all of them without it).
     #[arg(long, value_name = "NAME")]
     op: Option<String>,
-    /// Where to compute; double precision runs on the CPU, which `auto` takes.
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Device,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Device {
-    Auto,
-    Cpu,
+    #[command(flatten)]
+    device: DeviceArg,
 }
 
 /// Prints a line per op and input; an error if a gradient is wrong or the op is unknown.
@@ -33,7 +25,6 @@ enum Device {
 /// With `json`: `{"passed", "checks": [{"op", "check", "input", "shape", "directions", "skipped",
 /// "worst_relative_error", "tolerance", "passed"}]}`; an error that is not finite is null.
 pub fn run(args: &Args, json: bool) -> anyhow::Result<()> {
-    let (Device::Auto | Device::Cpu) = args.device;
     let mut checks = catalog::all();
     if let Some(op) = &args.op {
         let known: Vec<_> = checks.iter().map(|(name, _)| *name).collect();

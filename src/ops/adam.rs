@@ -92,14 +92,7 @@ pub fn step(
         return Err(Error::argument(OP, "t", expected, t.len()));
     }
     for (arg, value) in [("adam.lr", adam.lr), ("adam.eps", adam.eps)] {
-        if !(value.is_finite() && value >= 0.0) {
-            return Err(Error::argument(
-                OP,
-                arg,
-                "a finite number, at least 0",
-                value,
-            ));
-        }
+        Error::unless_not_negative(OP, arg, value)?;
     }
     for (arg, value) in [("adam.beta1", adam.beta1), ("adam.beta2", adam.beta2)] {
         if !(0.0..1.0).contains(&value) {

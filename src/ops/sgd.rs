@@ -46,14 +46,7 @@ pub fn step(w: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, sgd: Sgd) -> R
         ("sgd.momentum", sgd.momentum),
         ("sgd.weight_decay", sgd.weight_decay),
     ] {
-        if !(value.is_finite() && value >= 0.0) {
-            return Err(Error::argument(
-                OP,
-                arg,
-                "a finite number, at least 0",
-                value,
-            ));
-        }
+        Error::unless_not_negative(OP, arg, value)?;
     }
     dispatch!(w.dtype(), T => step_typed::<T>(w, grad, velocity, sgd));
     Ok(())

@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Augment, Dataset};
-use crate::ensemble::{Classifier, Ensemble};
+use crate::ensemble::Average;
 use crate::error::{Error, Result};
+use crate::evaluate::Judge;
 use crate::io::checkpoint::Checkpoint;
 use crate::models::Model;
 use crate::nn::{Grads, Mode, Pass};
 use crate::ops::loss::{argmax, cross_entropy};
-use crate::ops::noise::{Key, Purpose, Row};
+use crate::ops::noise::{Key, Purpose};
 use crate::ops::sgd;
 use crate::optim::{Schedule, Sgd};
 
@@ -80,25 +81,12 @@ impl Settings {
         if self.batch < 2 {
             return wrong("batch", "at least 2 rows", self.batch.to_string());
         }
-        let sgd::Sgd {
-            lr,
-            momentum,
-            weight_decay,
-            ..
-        } = self.sgd;
-        if !(lr.is_finite() && lr > 0.0) {
-            return wrong("lr", "a finite number above 0", lr.to_string());
-        }
+        Error::unless_positive("train", "lr", self.sgd.lr)?;
+        let momentum = self.sgd.momentum;
         if !(0.0..1.0).contains(&momentum) {
             return wrong("momentum", "at least 0 and below 1", momentum.to_string());
         }
-        if !(weight_decay.is_finite() && weight_decay >= 0.0) {
-            return wrong(
-                "weight decay",
-                "a finite number, at least 0",
-                weight_decay.to_string(),
-            );
-        }
+        Error::unless_not_negative("train", "weight decay", self.sgd.weight_decay)?;
         Ok(())
     }
 }
@@ -406,27 +394,14 @@ impl<'a> Trainer<'a> {
 
     /// Mean loss and accuracy on the test set, one draw (the epoch's).
     fn evaluate(&mut self, epoch: u32) -> Result<(f64, f64)> {
-        let n = self.test.len();
-        let mut net = Ensemble::new(self.model, self.settings.seed, Purpose::Eval, 1)?;
-        let (mut loss, mut right) = (0.0, 0);
-        let indices: Vec<usize> = (0..n).collect();
-        for chunk in indices.chunks(net.chunk) {
-            let (x, labels) = self.test.batch(chunk)?;
-            let rows: Vec<Row> = chunk
-                .iter()
-                .map(|&i| Row {
-                    id: i as u32,
-                    draw: epoch,
-                })
-                .collect();
-            let logits = net.logits(&x, &rows)?;
-            loss += cross_entropy(&logits, &labels)?.0.iter().sum::<f64>();
-            right += argmax(&logits)?
-                .iter()
-                .zip(&labels)
-                .filter(|(p, l)| p == l)
-                .count();
-        }
-        Ok((loss / n as f64, right as f64 / n as f64))
+        let judge = Judge {
+            seed: self.settings.seed,
+            first_draw: epoch,
+            draws: vec![1],
+            average: Average::default(),
+        };
+        let ids: Vec<u32> = (0..self.test.len() as u32).collect();
+        let found = judge.judge(self.model, self.test, &ids, &mut |_| Ok(()))?;
+        Ok((found.loss, found.final_accuracy()))
     }
 }

@@ -40,10 +40,10 @@ const MODEL: &str = "model.";
 const VELOCITY: &str = "velocity.";
 const BEST: &str = "best.";
 
-fn with_prefix(prefix: &str, from: &Checkpoint, to: &mut Checkpoint) {
-    for (name, array) in &from.tensors {
-        to.tensors.insert(format!("{prefix}{name}"), array.clone());
-    }
+fn with_prefix(prefix: &str, from: Checkpoint, to: &mut Checkpoint) {
+    let named = from.tensors.into_iter();
+    to.tensors
+        .extend(named.map(|(name, array)| (format!("{prefix}{name}"), array)));
 }
 
 fn without_prefix(prefix: &str, from: &Checkpoint) -> Checkpoint {
@@ -66,9 +66,9 @@ impl Trainer<'_> {
             tensors: BTreeMap::new(),
             metadata: self.model.config().to_metadata(),
         };
-        with_prefix(MODEL, &self.model.checkpoint(), &mut state);
+        with_prefix(MODEL, self.model.checkpoint(), &mut state);
         if let Some(best) = &self.best {
-            with_prefix(BEST, best, &mut state);
+            with_prefix(BEST, best.clone(), &mut state);
         }
         let mut velocity = self.optimizer.velocity.iter();
         self.model.visit(|name, entry| {
