@@ -52,27 +52,19 @@ fn files(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A narrow network trained for one epoch on a few images; the folder holds the run.
+/// What trains a narrow network for one epoch on a few images.
+fn train_args(out: &Path) -> Vec<&str> {
+    let mut args: Vec<&str> =
+        "train --model small --width 2 --data synthetic:40 --epochs 1 --batch 16"
+            .split(' ')
+            .collect();
+    args.extend(["--out", out.to_str().unwrap()]);
+    args
+}
+
+/// Trains it; the folder holds the run.
 fn train(folder: &Path, more: &[&str]) -> serde_json::Value {
-    let out = folder.to_str().unwrap();
-    let mut args = vec![
-        "train",
-        "--json",
-        "--model",
-        "small",
-        "--width",
-        "2",
-        "--data",
-        "synthetic:40",
-        "--epochs",
-        "1",
-        "--batch",
-        "16",
-        "--out",
-        out,
-    ];
-    args.extend(more);
-    json(&args)
+    json(&[&train_args(folder)[..], &["--json"], more].concat())
 }
 
 #[test]
@@ -217,22 +209,7 @@ fn a_finished_run_is_not_overwritten_and_resumes_to_nothing() {
     let run_dir = dir.path().join("run");
     train(&run_dir, &[]);
     let before = std::fs::read(run_dir.join("weights.safetensors")).unwrap();
-    let out = run_dir.to_str().unwrap();
-    let args = [
-        "train",
-        "--model",
-        "small",
-        "--width",
-        "2",
-        "--data",
-        "synthetic:40",
-        "--epochs",
-        "1",
-        "--batch",
-        "16",
-        "--out",
-        out,
-    ];
+    let args = train_args(&run_dir);
     refused(&args, 1, "holds a run already; add --resume");
     train(&run_dir, &["--resume"]);
     assert!(std::fs::read(run_dir.join("weights.safetensors")).unwrap() == before);

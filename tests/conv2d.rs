@@ -1,5 +1,8 @@
 //! conv2d against plain loops in f64, on every instruction set the machine has.
 
+mod common;
+
+use common::values;
 use noiseforge::ops::conv2d::{self, Conv2d};
 use noiseforge::ops::isa::Isa;
 use noiseforge::{DType, Shape, Tensor};
@@ -71,19 +74,6 @@ fn cases() -> impl Iterator<Item = Case> {
             bias: i % 2 == 0,
         },
     )
-}
-
-/// Values in [-1, 1) without pattern, exact in f32.
-fn values(len: usize, seed: u64) -> Vec<f64> {
-    let mut state = seed;
-    (0..len)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f64 / (1 << 23) as f64 - 1.0
-        })
-        .collect()
 }
 
 fn tensor(shape: Shape, values: &[f64], dtype: DType) -> Tensor {

@@ -1,5 +1,8 @@
 //! linear against plain loops in f64.
 
+mod common;
+
+use common::values;
 use noiseforge::ops::isa::Isa;
 use noiseforge::ops::linear;
 use noiseforge::{DType, Shape, Tensor};
@@ -14,18 +17,6 @@ const CASES: &[[usize; 3]] = &[
     [50, 64, 128],
     [300, 70, 65],
 ];
-
-fn values(len: usize, seed: u64) -> Vec<f64> {
-    let mut state = seed;
-    (0..len)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f64 / (1 << 23) as f64 - 1.0
-        })
-        .collect()
-}
 
 fn tensor(n: usize, c: usize, values: &[f64], dtype: DType) -> Tensor {
     Tensor::from_vec(Shape::new(n, 1, 1, c), values.to_vec())
