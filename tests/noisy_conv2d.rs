@@ -1,5 +1,7 @@
 //! noisy_conv2d against noise followed by conv2d, and its own properties.
 
+mod common;
+
 use noiseforge::ops::conv2d::{self, Conv2d};
 use noiseforge::ops::isa::Isa;
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
@@ -32,15 +34,7 @@ struct Inputs {
 }
 
 fn values(shape: Shape, seed: u64, dtype: DType) -> Tensor {
-    let mut state = seed;
-    let data: Vec<f32> = (0..shape.len())
-        .map(|_| {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect();
+    let data = common::values(shape.len(), seed);
     Tensor::from_vec(shape, data).unwrap().to_dtype(dtype)
 }
 

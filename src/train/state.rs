@@ -10,7 +10,7 @@ use crate::models::{from_array, to_array};
 use crate::nn::Entry;
 
 impl Settings {
-    /// The settings as they stand in a state file: what must agree for a run to be continued.
+    /// The settings as they stand in a state file.
     fn to_metadata(&self) -> BTreeMap<String, String> {
         let augment = self.augment.as_ref();
         [
@@ -64,7 +64,7 @@ impl Trainer<'_> {
     fn state(&mut self) -> Checkpoint {
         let mut state = Checkpoint {
             tensors: BTreeMap::new(),
-            metadata: self.model.config().to_metadata(),
+            metadata: self.description(),
         };
         with_prefix(MODEL, self.model.checkpoint(), &mut state);
         if let Some(best) = &self.best {
@@ -79,18 +79,19 @@ impl Trainer<'_> {
                     .insert(format!("{VELOCITY}{name}"), to_array(v, layout));
             }
         });
-        state.metadata.extend(self.settings.to_metadata());
-        state.metadata.extend(self.data_metadata());
         let progress = serde_json::to_string(&self.progress).expect("plain numbers");
         state.metadata.insert("progress".to_string(), progress);
         state
     }
 
-    fn data_metadata(&self) -> BTreeMap<String, String> {
-        [("train_images", self.train), ("test_images", self.test)]
-            .into_iter()
-            .map(|(key, data)| (key.to_string(), data.len().to_string()))
-            .collect()
+    /// Network, settings and sizes of the data: what must agree for a run to be continued.
+    fn description(&self) -> BTreeMap<String, String> {
+        let mut description = self.model.config().to_metadata();
+        description.extend(self.settings.to_metadata());
+        for (key, data) in [("train_images", self.train), ("test_images", self.test)] {
+            description.insert(key.to_string(), data.len().to_string());
+        }
+        description
     }
 
     /// Writes the state; the file is replaced as a whole or not at all.
@@ -102,10 +103,7 @@ impl Trainer<'_> {
     /// the state was made with.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         let state = Checkpoint::read(path)?;
-        let mut expected = self.model.config().to_metadata();
-        expected.extend(self.settings.to_metadata());
-        expected.extend(self.data_metadata());
-        for (key, value) in &expected {
+        for (key, value) in &self.description() {
             match state.metadata.get(key) {
                 Some(found) if found == value => {}
                 found => {
