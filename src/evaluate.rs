@@ -5,7 +5,7 @@ use crate::ensemble::{Average, Ensemble, combine};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::ops::loss::{argmax, cross_entropy};
-use crate::ops::noise::{Purpose, Row};
+use crate::ops::noise::{Purpose, Row, Rows};
 use crate::tensor::{Shape, Tensor};
 
 /// How to judge.
@@ -73,7 +73,7 @@ impl Judge {
         let indices: Vec<usize> = (0..n).collect();
         for chunk in indices.chunks(images_at_once) {
             let (x, labels) = data.batch(chunk)?;
-            let rows: Vec<Row> = chunk
+            let rows: Rows = chunk
                 .iter()
                 .map(|&i| Row {
                     id: ids[i],

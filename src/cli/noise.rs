@@ -1,7 +1,6 @@
 //! `noiseforge noise`: the draw of one noise layer for one image, as a file.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -93,10 +92,11 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         key: Key {
             seed: args.seed,
             purpose: args.purpose.into(),
-            rows: Arc::new([Row {
+            rows: [Row {
                 id: args.row,
                 draw: args.draw,
-            }]),
+            }]
+            .into(),
         },
         layer: args.layer,
         sigma: args.sigma,

@@ -184,7 +184,7 @@ pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
 
     let log = trainer.log().to_vec();
     let weights = args.out.join("weights.safetensors");
-    let mut checkpoint = trainer.model().checkpoint();
+    let mut checkpoint = trainer.model().checkpoint()?;
     let defense = args.defense.to_possible_value().expect("no skipped values");
     for (key, value) in [
         ("defense", defense.get_name().to_string()),
