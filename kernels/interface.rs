@@ -168,9 +168,23 @@ impl Scalar {
     fn size(self) -> usize {
         self.row().4
     }
-    /// The variant of `DType` and `Elem`.
-    fn variant(self) -> String {
+    /// The variant of `DType`.
+    fn dtype(self) -> String {
         self.short().to_uppercase()
+    }
+    /// The variant of `Elem`.
+    fn elem(self) -> &'static str {
+        match self {
+            Scalar::F32 => "F32",
+            Scalar::F64 => "F64",
+            Scalar::BF16 => "Bf16",
+            Scalar::F16 => "F16",
+            Scalar::U8 => "U8",
+            Scalar::I32 => "I32",
+            Scalar::U32 => "U32",
+            Scalar::U64 => "U64",
+            Scalar::Bool => unreachable!("nothing points to bool"),
+        }
     }
 }
 

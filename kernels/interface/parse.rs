@@ -435,6 +435,11 @@ fn param(tokens: &[Token], templates: &[Template], scope: &Scope, line: usize) -
             return fault(line, "a pointer to bool: take uint8_t".to_string());
         }
         (_, Some(scalar), _) => Type::Scalar(scalar),
+        (.., Some(Ok(found))) if pointer && !found.plain_bytes => {
+            let message =
+                format!("struct {word} behind a pointer is uploaded as bytes: no padding, no bool");
+            return fault(line, message);
+        }
         (.., Some(Ok(_))) => Type::Struct(word.to_string()),
         (.., Some(Err(reason))) => {
             return fault(

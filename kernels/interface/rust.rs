@@ -207,10 +207,10 @@ fn launcher(out: &mut String, stem: &str, kernel: &Kernel) -> fmt::Result {
     for param in kernel.params.iter().filter(|param| param.pointer) {
         let Param { name, ty, .. } = param;
         let elem = match ty {
-            Type::Scalar(scalar) => format!("Elem::{}", scalar.variant()),
+            Type::Scalar(scalar) => format!("Elem::{}", scalar.elem()),
             Type::Struct(name) => format!("Elem::Struct({name:?})"),
             Type::Template(index) => {
-                format!("Elem::from({})", argument(&kernel.templates[*index]))
+                format!("{}.elem()", argument(&kernel.templates[*index]))
             }
         };
         writeln!(
@@ -268,7 +268,7 @@ fn choice(out: &mut String, stem: &str, kernel: &Kernel) -> fmt::Result {
     )?;
     for (index, instance) in instances.iter().enumerate() {
         let pattern = |value: &Value| match value {
-            Value::Type(scalar) => format!("DType::{}", scalar.variant()),
+            Value::Type(scalar) => format!("DType::{}", scalar.dtype()),
             Value::Bool(value) => value.to_string(),
             Value::Int(value) => value.to_string(),
         };
