@@ -177,7 +177,7 @@ impl Pool {
 }
 
 /// A block of device memory, returned to the pool when dropped.
-pub(crate) struct Memory {
+pub struct Memory {
     gpu: Gpu,
     address: u64,
     /// Size of the block.
