@@ -129,6 +129,47 @@ GPU_FN uint32_t to_tf32(float x) {
   return r;
 }
 
+// ---- approximations ---------------------------------------------------------------------------------------
+// One MUFU instruction each (sin and cos: after a multiplication by 1 / 2 pi). None takes or gives
+// subnormal numbers. Bounds from the PTX manual.
+
+/// log2(x), off by at most 2^-22 for x in [0.5, 2], by 2^-22 of the result elsewhere.
+GPU_FN float lg2_approx(float x) {
+  float r;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+/// sqrt(x), off by at most 2^-23 of the result.
+GPU_FN float sqrt_approx(float x) {
+  float r;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+/// sin(x) and cos(x), off by at most 2^-20.5 for x in [-2 pi, 2 pi].
+GPU_FN float sin_approx(float x) {
+  float r;
+  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+GPU_FN float cos_approx(float x) {
+  float r;
+  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+// ---- bits -------------------------------------------------------------------------------------------------
+
+/// (x & MASK) | BITS as one instruction; nvcc makes two of it, because both operands are constants.
+template <uint32_t MASK, uint32_t BITS>
+GPU_FN uint32_t mask_or(uint32_t x) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(x), "n"(MASK), "n"(BITS));
+  return r;
+}
+
 // ---- named barriers ---------------------------------------------------------------------------------------
 
 /// Barrier `id` (1 to 15) for `threads` threads, a multiple of 32.
