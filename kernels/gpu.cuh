@@ -147,6 +147,15 @@ GPU_FN float sqrt_approx(float x) {
   return r;
 }
 
+/// sqrt(x) rounded to nearest, for x from 2^-100 to 2^100: what nvcc makes of sqrtf without its branch for
+/// other x.
+GPU_FN float sqrt_normal(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  float s = __fmul_rn(x, y), half = __fmul_rn(y, 0.5f);
+  return fmaf(fmaf(-s, s, x), half, s);
+}
+
 /// sin(x) and cos(x), off by at most 2^-20.5 for x in [-2 pi, 2 pi].
 GPU_FN float sin_approx(float x) {
   float r;
@@ -157,6 +166,22 @@ GPU_FN float sin_approx(float x) {
 GPU_FN float cos_approx(float x) {
   float r;
   asm("cos.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+// ---- maximum and minimum that keep NaN ----------------------------------------------------------------------
+
+/// The larger one, NaN if either is NaN; +0 is larger than -0.
+GPU_FN float max_nan(float a, float b) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+
+/// The smaller one, NaN if either is NaN.
+GPU_FN float min_nan(float a, float b) {
+  float r;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
   return r;
 }
 
@@ -205,6 +230,22 @@ struct FromF32<__half> {
 template <class T>
 __device__ __forceinline__ T from_f32(float x) {
   return FromF32<T>::of(x);
+}
+
+/// Two values rounded and packed by one instruction where T has 16 bits.
+__device__ __forceinline__ void pack2(float (&out)[2], float a, float b) {
+  out[0] = a;
+  out[1] = b;
+}
+__device__ __forceinline__ void pack2(__nv_bfloat16 (&out)[2], float a, float b) {
+  __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+  out[0] = v.x;
+  out[1] = v.y;
+}
+__device__ __forceinline__ void pack2(__half (&out)[2], float a, float b) {
+  __half2 v = __floats2half2_rn(a, b);
+  out[0] = v.x;
+  out[1] = v.y;
 }
 
 /// Sum over the warp in a fixed order; every lane gets the same bits. All 32 lanes must call it.

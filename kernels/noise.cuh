@@ -88,7 +88,7 @@ __device__ __forceinline__ void precise(uint32_t u, uint32_t v, float &z0, float
   p = fmaf(p, t, 0.99999976f);
   p = fmaf(p, t, -2.0f);
   float minus_two_ln2 = (float)(-2.0 * 0.693147180559945309417 / 8388608.0);
-  float r = __fsqrt_rn(fmaf(t, p, __fmul_rn(__int2float_rn(exponent), minus_two_ln2)));
+  float r = gpu::sqrt_normal(fmaf(t, p, __fmul_rn(__int2float_rn(exponent), minus_two_ln2)));
   // The signed distance to the nearest quarter turn, in units of 2^-34 of a turn.
   int32_t offset = (int32_t)(v << 2 | 2u);
   float x = __fmul_rn(__int2float_rn(offset), (float)(1.57079632679489661923 / 4294967296.0));
