@@ -10,12 +10,12 @@
 #include "direct.cuh"
 #include "outer.cuh"
 
-/// y = conv(x, w) + b; with NOISE = conv(x + sigma z, w) + b. b may be null. Grid: one block a tile and COLS output
-/// channels, in the order of `direct::locate`. Dynamic shared memory: the patch.
-// instances: COLS = 8 64
-template <class T, bool NOISE, bool PRECISE, int COLS>
+/// y = conv(x, w) + b; with NOISE (1 fast, 2 precise) conv(x + sigma z, w) + b. b may be null. Grid: one block a tile
+/// and COLS output channels, in the order of `direct::locate`. Dynamic shared memory: the patch.
+// instances: NOISE = 0 1 2; COLS = 8 64
+template <class T, int NOISE, int COLS>
 KERNEL(128, 3) conv2d_forward(T *y, const T *x, const float *w, const float *b, Direct p, const Row *rows, Draw draw) {
-  direct::convolve<T, NOISE, PRECISE, false, COLS>(y, x, w, b, p, rows, draw);
+  direct::convolve<T, NOISE, false, COLS>(y, x, w, b, p, rows, draw);
 }
 
 /// dx = the adjoint of the convolution applied to dy. Grid and shared memory as above; tiles are cut from the pixels
@@ -23,15 +23,16 @@ KERNEL(128, 3) conv2d_forward(T *y, const T *x, const float *w, const float *b, 
 // instances: COLS = 8 64
 template <class T, int COLS>
 KERNEL(128, 3) conv2d_input_grad(T *dx, const T *dy, const float *w, Direct p) {
-  direct::convolve<T, false, false, true, COLS>(dx, dy, w, nullptr, p, nullptr, Draw{});
+  direct::convolve<T, 0, true, COLS>(dx, dy, w, nullptr, p, nullptr, Draw{});
 }
 
 /// Partial sums of dw[o, u, v, c] = sum over n, i, j of dy[n, i, j, o] x[n, i stride - pad + u, j stride - pad + v, c]
 /// and of db[o] = sum of dy, each over a part of the pixels: `partial` is `[splits parts][w]`, then `[splits][c_out]`
 /// if p.bias. With NOISE x + sigma z takes the place of x. Grid: one block a split and piece of dw.
-template <class T, bool NOISE, bool PRECISE>
+// instances: NOISE = 0 1 2
+template <class T, int NOISE>
 KERNEL(288, 2) conv2d_weight_grad(float *partial, const T *dy, const T *x, Outer p, const Row *rows, Draw draw) {
-  outer::accumulate<T, NOISE, PRECISE>(partial, dy, x, p, rows, draw);
+  outer::accumulate<T, NOISE>(partial, dy, x, p, rows, draw);
 }
 
 /// dw += sum over `splits` rows of w_len, db += sum over `bias_splits` rows of c_out, in the order of the rows modulo

@@ -2,18 +2,6 @@
 #pragma once
 #include "patch.cuh"
 
-/// A convolution from `from` to `to`. In the input gradient that is from dy to dx.
-struct Direct {
-  Dims from, to;
-  uint32_t k, stride, pad, groups;
-  Tile tile;
-  Patch patch;
-  /// Kernel rows whose pixels the patch holds at a time; all of them but for kernels of many pixels.
-  uint32_t band;
-  /// Blocks of COLS output channels in a group.
-  uint32_t blocks;
-};
-
 namespace direct {
 
 constexpr uint32_t THREADS = 128;
@@ -167,7 +155,7 @@ __device__ __forceinline__ uint32_t patch_offset(const Direct &p, uint32_t m) {
 }
 
 /// A thread has TX = COLS / 8 pixels, 128 / TX apart, and eight neighbouring channels.
-template <class T, bool NOISE, bool PRECISE, bool GRAD, int COLS>
+template <class T, int NOISE, bool GRAD, int COLS>
 __device__ __forceinline__ void convolve(T *y, const T *x, const float *w, const float *b, const Direct &p, const Row *noise_rows,
                      const Draw &draw) {
   constexpr int TX = COLS / 8, TY = THREADS / TX, M = TX;
@@ -206,7 +194,7 @@ __device__ __forceinline__ void convolve(T *y, const T *x, const float *w, const
       const uint32_t taps = min(p.band, rows.taps - u) * cols.taps;
       if (taps == 0) continue;
       const patch::Origin origin = {place.image, p.tile.images, top + (int32_t)u, left, c, low, high};
-      patch::load<T, NOISE, PRECISE, THREADS>(pixels, x, p.from, p.patch, origin, noise_rows, draw);
+      patch::load<T, NOISE, THREADS>(pixels, x, p.from, p.patch, origin, noise_rows, draw);
       uint32_t col = 0, tap_offset = 0;
 #pragma unroll 1
       for (uint32_t tap = 0; tap < taps; tap += most_taps) {

@@ -7,23 +7,6 @@
 #pragma once
 #include "patch.cuh"
 
-struct Outer {
-  Dims x, y;
-  uint32_t k, stride, pad, groups;
-  /// What a block owns, and how many threads share a window of a tap.
-  uint32_t taps, windows, parts;
-  /// Blocks of 64 output channels, `taps` taps and `windows` windows in a group.
-  uint32_t channel_blocks, tap_blocks, window_blocks;
-  /// Tiles of all images, and those of one split.
-  uint32_t tiles, split_tiles;
-  /// All parts of all splits.
-  uint32_t partial_rows;
-  /// Whether db is wanted.
-  uint32_t bias;
-  Tile tile;
-  Patch patch;
-};
-
 namespace outer {
 
 constexpr uint32_t THREADS = 288;
@@ -149,7 +132,7 @@ __device__ __forceinline__ void write_sums(float *partial, const float (&sum)[8]
   }
 }
 
-template <class T, bool NOISE, bool PRECISE>
+template <class T, int NOISE>
 __device__ __forceinline__ void accumulate(float *partial, const T *dy, const T *x, const Outer &p, const Row *noise_rows,
                                            const Draw &draw) {
   GPU_SHARED(float, outputs, [PIXELS * CHANNELS]);
@@ -178,7 +161,7 @@ __device__ __forceinline__ void accumulate(float *partial, const T *dy, const T 
     if (threadIdx.x == 0) block.tile++;
     load_outputs(outputs, dy, block, pixels, p);
     const volatile patch::Origin &origin = block.origin;
-    patch::load<T, NOISE, PRECISE, THREADS>(inputs, x, p.x, p.patch, origin, noise_rows, draw);
+    patch::load<T, NOISE, THREADS>(inputs, x, p.x, p.patch, origin, noise_rows, draw);
     __syncthreads();
     const uint32_t count = block.count;
     {

@@ -1,34 +1,8 @@
 // Halo patches: what a tile of pixels sees of its input, in shared memory as f32, with the zero border and with
 // the noise. Every element is read, and its noise drawn, once for all taps of the kernel.
 #pragma once
+#include "conv2d.cuh"
 #include "noise.cuh"
-
-/// Sizes of an activation tensor, `[n, h, w, c]`.
-struct Dims {
-  uint32_t n, h, w, c;
-};
-
-/// A tile: some rows and columns of some images. Its pixels are counted image by image, row by row.
-struct Tile {
-  uint32_t images, rows, cols;
-  /// Divide by `rows` and `cols`.
-  uint32_t row_magic, col_magic;
-  /// Tiles down and across one image.
-  uint32_t down, across;
-};
-
-/// A tile's patch: `[images][rows][cols]` pixels of `windows` times eight channels.
-struct Patch {
-  uint32_t rows, cols, windows;
-  /// Divide by `rows`, `cols` and `windows`.
-  uint32_t row_magic, col_magic, window_magic;
-  /// Floats from one pixel to the next: an odd number of 16-byte units, so that neighbours lie in other banks.
-  uint32_t pitch;
-  /// Patch pixels from one of the tile's pixels to the next.
-  uint32_t step;
-  /// Input pixels from one patch pixel to the next: the stride if no other pixel is read, else 1.
-  uint32_t gap;
-};
 
 namespace patch {
 
@@ -111,7 +85,7 @@ struct Origin {
 
 /// Fills a patch. Zero: what lies outside of the images or of the wanted channels. A caller that is short of registers
 /// passes a volatile origin in shared memory.
-template <class T, bool NOISE, bool PRECISE, int THREADS, class O>
+template <class T, int NOISE, int THREADS, class O>
 __device__ __forceinline__ void load(float *to, const T *x, const Dims &dims, const Patch &p, const O &o, const Row *rows,
                                      const Draw &draw) {
   const uint32_t total = o.images * p.rows * p.cols * p.windows;
@@ -128,8 +102,8 @@ __device__ __forceinline__ void load(float *to, const T *x, const Dims &dims, co
     const bool inside = n < dims.n && r < dims.h && q < dims.w && c < high;
     if (inside) read(v, x + (((uint64_t)n * dims.h + r) * dims.w + q) * dims.c, dims.c, c, low, high);
     write(eight, v, 4);
-    if constexpr (NOISE)
-      if (inside) add_noise<T, PRECISE>(eight, draw, rows[n], r * dims.w + q, c, low, high);
+    if constexpr (NOISE != 0)
+      if (inside) add_noise<T, NOISE == 2>(eight, draw, rows[n], r * dims.w + q, c, low, high);
   }
 }
 
