@@ -20,7 +20,8 @@ fn write(kernels: &Path, out: &Path) -> Result<(), String> {
     let interface = interface::Interface::read(kernels)?;
     for stem in interface.stems() {
         let file = out.join(format!("{stem}_instances.cu"));
-        fs::write(&file, interface.wrapper(stem)).map_err(|e| format!("{}: {e}", file.display()))?;
+        fs::write(&file, interface.wrapper(stem))
+            .map_err(|e| format!("{}: {e}", file.display()))?;
         let inputs: Vec<&str> = interface.inputs(stem).iter().map(|input| input.0).collect();
         println!("{stem} {}", inputs.join(" "));
     }
