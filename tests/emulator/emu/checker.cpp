@@ -107,8 +107,11 @@ bool Checker::find(const void *p, size_t size, const char *verb, const Where &wh
   return true;
 }
 
-bool Checker::comes_after(const Event &event, uint32_t other_run, unsigned other, uint32_t time) const {
+bool Checker::comes_after(const Target &target, const Event &event, uint32_t other_run, unsigned other,
+                          uint32_t time) const {
   if (other == 0 || other_run < first_run_of_launch) return true;
+  // What another block left behind in shared memory is no access to this block's.
+  if (other_run != run && !target.initialised) return true;
   if (other_run == run) return other - 1 == event.as || event.known[other - 1] >= time;
   auto known = learned.find(other_run);
   return known != learned.end() && (*known->second)[other - 1] >= time;
@@ -131,7 +134,7 @@ void Checker::race(const Target &target, const Event &event, const char *verb, u
 
 void Checker::check_read(Cell *cell, const Target &target, const Event &event) {
   bool both_atomic = event.kind == Access::Atomic && cell->kind == uint16_t(Access::Atomic);
-  if (!both_atomic && !comes_after(event, cell->write_run, cell->writer, cell->write_clock))
+  if (!both_atomic && !comes_after(target, event, cell->write_run, cell->writer, cell->write_clock))
     race(target, event, "read", cell->write_run, cell->writer, "write");
   unsigned me = event.as + 1;
   if (cell->read_run != run) {
@@ -152,10 +155,10 @@ void Checker::check_read(Cell *cell, const Target &target, const Event &event) {
 
 void Checker::check_write(Cell *cell, const Target &target, const Event &event) {
   bool both_atomic = event.kind == Access::Atomic && cell->kind == uint16_t(Access::Atomic);
-  if (!both_atomic && !comes_after(event, cell->write_run, cell->writer, cell->write_clock))
+  if (!both_atomic && !comes_after(target, event, cell->write_run, cell->writer, cell->write_clock))
     race(target, event, "write", cell->write_run, cell->writer, "write");
   for (int i = 0; i < 2; i++)
-    if (!comes_after(event, cell->read_run, cell->reader[i], cell->read_clock[i]))
+    if (!comes_after(target, event, cell->read_run, cell->reader[i], cell->read_clock[i]))
       race(target, event, "write", cell->read_run, cell->reader[i], "read");
   cell->write_run = run;
   cell->write_clock = event.time;

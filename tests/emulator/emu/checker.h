@@ -78,7 +78,7 @@ private:
     const Where &where;
   };
   bool find(const void *p, size_t size, const char *verb, const Where &where, Target &out);
-  bool comes_after(const Event &event, uint32_t run, unsigned writer, uint32_t time) const;
+  bool comes_after(const Target &target, const Event &event, uint32_t run, unsigned writer, uint32_t time) const;
   void check_read(Cell *cell, const Target &target, const Event &event);
   void check_write(Cell *cell, const Target &target, const Event &event);
   [[noreturn]] void race(const Target &target, const Event &event, const char *verb, uint32_t run, unsigned other,
