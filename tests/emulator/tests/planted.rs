@@ -97,7 +97,7 @@ fn memory_without_the_checker() {
     assert!(report.contains("write past the end of dynamic shared memory: byte 192 of 192"), "{report}");
     // What is written just behind a buffer is found when it is freed.
     let short = d.upload(&[1.0f32; 60]);
-    d.launch("saxpy", shape(1, 64), &[d.pointer(&short), px, Arg::F32(1.0), Arg::U32(64)]).unwrap();
+    d.launch("three_arguments", shape(1, 64), &[d.pointer(&short), px, Arg::U32(64)]).unwrap();
     d.emulator.clear_report();
     drop(short);
     let report = d.emulator.last_report().unwrap();
