@@ -4,7 +4,8 @@ use super::{Conv2d, plan};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
-use crate::ops::noise::{Fused, Noise};
+use crate::ops::noise::Noise;
+use crate::ops::noise::gpu::Fused;
 use crate::tensor::{Shape, Tensor};
 
 pub(super) fn forward(
