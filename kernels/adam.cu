@@ -16,8 +16,8 @@ KERNEL(256) adam_step(const Piece *pieces, const double *rates, const uint32_t *
   __syncthreads();
   adam::Rates r = shared[0];
   Piece p = pieces[blockIdx.x];
-  float *w = optimiser::at(p.w), *grad = optimiser::at(p.grad);
-  float *first = optimiser::at(p.first), *second = optimiser::at(p.second);
+  float *w = p.w, *grad = p.grad;
+  float *first = p.first, *second = p.second;
   float inverse = scale->inverse;
   bool skip = scale->not_finite != 0;
   optimiser::by_fours(

@@ -6,12 +6,18 @@
 
 /// What a run of training steps has seen. Sums of one epoch, begun at 0.
 struct Metrics {
-  double loss;          // sum over rows, in nats
-  uint64_t correct;     // rows whose largest logit is their label's
-  uint64_t rows;        // rows seen
-  uint64_t not_finite;  // rows whose loss was not finite
-  uint64_t steps;       // steps seen
-  uint64_t first_bad;   // the first step, counted from 1, with such a row; 0: none
+  /// Sum over rows, in nats.
+  double loss;
+  /// Rows whose largest logit is their label's.
+  uint64_t correct;
+  /// Rows seen.
+  uint64_t rows;
+  /// Rows whose loss was not finite.
+  uint64_t not_finite;
+  /// Steps seen.
+  uint64_t steps;
+  /// The first step, counted from 1, with such a row; 0: none.
+  uint64_t first_bad;
 };
 
 /// Loss of each row, `-log softmax(z)[label]`, the winning class, and the gradient of the mean loss

@@ -3,7 +3,10 @@
 #include "gpu.cuh"
 
 struct Margin {
-  double value;         // the margin, at least -kappa
-  uint32_t met;         // whether the prediction meets the criterion, by kappa
-  uint32_t not_finite;  // logits of the row that are NaN or infinite
+  /// The margin, at least -kappa.
+  double value;
+  /// Whether the prediction meets the criterion, by kappa.
+  uint32_t met;
+  /// Logits of the row that are NaN or infinite.
+  uint32_t not_finite;
 };

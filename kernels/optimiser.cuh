@@ -4,18 +4,18 @@
 #include "scale.cuh"
 
 /// A piece of a parameter, at most 4096 elements: one block's work. A table of them covers a whole
-/// network. The addresses are those of float arrays.
+/// network.
 struct Piece {
-  uint64_t w;
-  uint64_t grad;
-  uint64_t first;   // SGD's velocity, Adam's first moment
-  uint64_t second;  // Adam's second moment
+  float *w;
+  float *grad;
+  /// SGD's velocity, Adam's first moment.
+  float *first;
+  /// Adam's second moment.
+  float *second;
   uint64_t len;
 };
 
 namespace optimiser {
-
-__device__ __forceinline__ float *at(uint64_t address) { return reinterpret_cast<float *>(address); }
 
 /// Calls `body(i)` for every fourth element in front of `len`'s last multiple of four, and `tail(i)`
 /// for each one behind it; the block's 256 threads share them.

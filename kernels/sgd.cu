@@ -16,7 +16,7 @@ __device__ __forceinline__ void sgd_update(float &w, float &v, float grad, float
 KERNEL(256) sgd_step(const Piece *pieces, const double *rates, const uint32_t *at, uint32_t last,
                      const LossScale *scale, float momentum, float weight_decay, bool nesterov) {
   Piece p = pieces[blockIdx.x];
-  float *w = optimiser::at(p.w), *grad = optimiser::at(p.grad), *velocity = optimiser::at(p.first);
+  float *w = p.w, *grad = p.grad, *velocity = p.first;
   float lr = float(rates[min(*at, last)]), inverse = scale->inverse;
   bool skip = scale->not_finite != 0;
   optimiser::by_fours(
@@ -65,7 +65,7 @@ KERNEL(256) sgd_tensor(float *w, const float *grad, float *velocity, uint64_t n,
 /// Sets `not_finite` if any gradient is NaN or infinite.
 KERNEL(256) sgd_check(const Piece *pieces, LossScale *scale) {
   Piece p = pieces[blockIdx.x];
-  const float *grad = optimiser::at(p.grad);
+  const float *grad = p.grad;
   bool bad = false;
   optimiser::by_fours(
       p.len,
