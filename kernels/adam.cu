@@ -6,11 +6,11 @@
 
 /// One step of every parameter, as `sgd_step`; the step's number is `scale->steps + 1`, and
 /// `rates[...]` takes the place of `adam.lr`.
-KERNEL(256) adam_step(const Piece *pieces, const double *rates, const uint32_t *at, uint32_t last,
+KERNEL(256) adam_step(const Piece *pieces, const double *rates, const Cursor *cursor, uint32_t last,
                       const LossScale *scale, Adam adam) {
   GPU_SHARED(adam::Rates, shared, [1]);
   if (threadIdx.x == 0) {
-    adam.lr = rates[min(*at, last)];
+    adam.lr = rates[min(cursor->batch, last)];
     shared[0] = adam::rates(adam, scale->steps + 1);
   }
   __syncthreads();
@@ -57,9 +57,8 @@ KERNEL(256) adam_rows(float *w, const float *grad, float *m, float *v, const uin
   adam::Rates r = shared[0];
   uint64_t start = uint64_t(blockIdx.x % blocks) * 4096;
   uint64_t end = min(start + 4096, len);
-  uint64_t row_start = uint64_t(row) * len;
   for (uint64_t i = start + threadIdx.x; i < end; i += 256) {
-    uint64_t at = row_start + i;
+    uint64_t at = uint64_t(row) * len + i;
     adam::update(w[at], m[at], v[at], grad[at], r);
   }
 }

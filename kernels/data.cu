@@ -2,6 +2,7 @@
 #include "data.cuh"
 #include "gpu.cuh"
 #include "noise.cuh"
+#include "step.cuh"
 
 /// Rows `first = cursor->batch * stride` and following of the plan: the image at `index`, padded, cropped
 /// and mirrored, `f32(byte) / 255` where the data set is of bytes; its label; its noise's name.
@@ -54,11 +55,4 @@ KERNEL(256) data_gather(T *x, uint32_t *labels, Row *rows, const uint8_t *bytes,
     for (int j = 0; j < N; j++)
       if (first + j < len) to[j] = out.v[j];
   }
-}
-
-/// The next batch, and the next draw. One thread.
-KERNEL(32) data_advance(Cursor *cursor) {
-  if (threadIdx.x != 0) return;
-  cursor->batch += 1;
-  cursor->draw += 1;
 }

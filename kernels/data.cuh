@@ -15,11 +15,3 @@ struct Pick {
   /// Whether the cut is mirrored.
   uint32_t flip;
 };
-
-/// Where a run stands.
-struct Cursor {
-  /// Batches done in the epoch.
-  uint32_t batch;
-  /// Steps done in all: the draw of the next step's noise.
-  uint32_t draw;
-};

@@ -2,7 +2,7 @@
 // CPU: rows are short and losses are sums of small differences.
 #include "gpu.cuh"
 #include "rowwise.cuh"
-#include "scale.cuh"
+#include "step.cuh"
 
 /// What a run of training steps has seen. Sums of one epoch, begun at 0.
 struct Metrics {

@@ -1,7 +1,7 @@
 // What optimisers over many tensors in one launch share.
 #pragma once
 #include "gpu.cuh"
-#include "scale.cuh"
+#include "step.cuh"
 
 /// A piece of a parameter, at most 4096 elements: one block's work. A table of them covers a whole
 /// network.

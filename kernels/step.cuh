@@ -1,4 +1,4 @@
-// The state of an optimiser that lives on the device.
+// The state of a training run that lives on the device.
 #pragma once
 #include "gpu.cuh"
 
@@ -17,4 +17,12 @@ struct LossScale {
   uint32_t skipped;
   /// Steps taken.
   uint32_t steps;
+};
+
+/// Where a run stands.
+struct Cursor {
+  /// Batches done in the epoch.
+  uint32_t batch;
+  /// Steps done in all: the draw of the next step's noise.
+  uint32_t draw;
 };
