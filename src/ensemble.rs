@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Grads, Mode, Pass};
 use crate::ops::loss::{argmax, log_softmax, softmax};
-use crate::ops::noise::{Key, Purpose, Row};
+use crate::ops::noise::{Key, Purpose, Row, Rows};
 use crate::tensor::{DType, Real, Shape, Tensor};
 
 /// Scores images. All a black-box attack may ask.
@@ -20,10 +20,10 @@ pub trait Classifier {
 
     /// Scores `[n, 1, 1, classes]`, the largest wins; differences of scores are differences of
     /// log-probabilities. `rows[i]` names the random variables that image `i` meets.
-    fn logits(&mut self, x: &Tensor, rows: &[Row]) -> Result<Tensor>;
+    fn logits(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor>;
 
     /// The winning class of each image.
-    fn predict(&mut self, x: &Tensor, rows: &[Row]) -> Result<Vec<u32>> {
+    fn predict(&mut self, x: &Tensor, rows: &Rows) -> Result<Vec<u32>> {
         argmax(&self.logits(x, rows)?)
     }
 }
@@ -35,7 +35,7 @@ pub trait Differentiable: Classifier {
     fn input_grad(
         &mut self,
         x: &Tensor,
-        rows: &[Row],
+        rows: &Rows,
         gradient: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)>;
 }
@@ -106,14 +106,14 @@ impl<'m> Ensemble<'m> {
     }
 
     /// The network's noise for these rows, each repeated over the draws.
-    fn pass(&self, rows: &[Row], record: bool) -> Result<Pass> {
+    fn pass(&self, rows: &Rows, record: bool) -> Result<Pass> {
         let n = self.draws as u32;
         let overflow = |row: &Row| {
             let expected = format!("draw * {n} to fit in 32 bits");
             Error::argument("Ensemble", "rows", expected, row.draw)
         };
         let mut expanded = Vec::with_capacity(rows.len() * self.draws);
-        for row in rows {
+        for row in rows.iter() {
             let first = row.draw.checked_mul(n).ok_or_else(|| overflow(row))?;
             first.checked_add(n).ok_or_else(|| overflow(row))?;
             expanded.extend((0..n).map(|j| Row {
@@ -140,22 +140,23 @@ impl<'m> Ensemble<'m> {
         x.gather_rows(&rows)
     }
 
-    fn check(&self, op: &'static str, x: &Tensor, rows: &[Row]) -> Result<()> {
-        x.expect(op, "x", self.input().with_n(rows.len()), self.model.dtype())
+    fn check(&self, op: &'static str, x: &Tensor, rows: &Rows) -> Result<()> {
+        let kind = self.model.kind().master();
+        x.expect(op, "x", self.input().with_n(rows.len()), kind)
     }
 
     /// Scores of every single draw: `[n * draws, 1, 1, classes]`, the draws of an image adjacent.
-    pub fn logits_of_draws(&mut self, x: &Tensor, rows: &[Row]) -> Result<Tensor> {
+    pub fn logits_of_draws(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
         self.check("Ensemble::logits", x, rows)?;
         let step = self.images_at_once(rows.len());
         let mut all = Vec::new();
         for start in (0..rows.len()).step_by(step) {
             let range = start..(start + step).min(rows.len());
-            let pass = self.pass(&rows[range.clone()], false)?;
+            let pass = self.pass(&rows[range.clone()].into(), false)?;
             let z = self.model.forward(self.repeat(x, range)?, &pass)?;
             all.push(z);
         }
-        concat_rows(&all, self.classes(), self.model.dtype())
+        concat_rows(&all, self.classes(), self.model.dtype().master())
     }
 
     /// Puts the draws of each image together: `[n * draws, ...]` to `[n, ...]`.
@@ -298,7 +299,7 @@ impl Classifier for Ensemble<'_> {
         self.model.config().input
     }
 
-    fn logits(&mut self, x: &Tensor, rows: &[Row]) -> Result<Tensor> {
+    fn logits(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
         let z = self.logits_of_draws(x, rows)?;
         self.combine(&z)
     }
@@ -308,7 +309,7 @@ impl Differentiable for Ensemble<'_> {
     fn input_grad(
         &mut self,
         x: &Tensor,
-        rows: &[Row],
+        rows: &Rows,
         gradient: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
         self.check("Ensemble::input_grad", x, rows)?;

@@ -50,6 +50,19 @@ pub enum Error {
         /// Why it cannot be used.
         reason: String,
     },
+    /// A device has not enough memory left.
+    OutOfMemory {
+        /// The device, e.g. `cuda:0`.
+        device: String,
+        /// Bytes asked for.
+        asked: usize,
+        /// Bytes the device still has.
+        free: usize,
+        /// Bytes it has in all.
+        total: usize,
+        /// Bytes this program's buffers hold.
+        in_use: usize,
+    },
     /// A computation produced a value that is not finite.
     NotFinite {
         /// What is not finite, e.g. `features.0.weight`.
@@ -150,6 +163,24 @@ impl fmt::Display for Error {
                 source,
             } => write!(f, "cannot {action} {}: {source}", path.display()),
             Error::Device { device, reason } => write!(f, "device {device}: {reason}"),
+            Error::OutOfMemory {
+                device,
+                asked,
+                free,
+                total,
+                in_use,
+            } => {
+                let mib = |bytes: &usize| (*bytes as f64 / (1 << 20) as f64 * 10.0).round() / 10.0;
+                write!(
+                    f,
+                    "device {device}: out of memory: asked for {} MiB, {} of {} MiB are free, \
+                     this program holds {} MiB",
+                    mib(asked),
+                    mib(free),
+                    mib(total),
+                    mib(in_use)
+                )
+            }
             Error::NotFinite { what, count, total } => {
                 write!(f, "{what}: {count} of {total} values are NaN or infinite")
             }

@@ -5,7 +5,7 @@ use crate::ensemble::{Average, Ensemble, combine};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::ops::loss::{argmax, cross_entropy};
-use crate::ops::noise::{Purpose, Row};
+use crate::ops::noise::{Purpose, Row, Rows};
 use crate::tensor::{Shape, Tensor};
 
 /// How to judge.
@@ -62,6 +62,7 @@ impl Judge {
             let expected = format!("labels below {classes}, as the network has classes");
             return Err(Error::argument("evaluate", "labels", expected, label));
         }
+        let device = model.device().clone();
         let mut net = Ensemble::new(model, self.seed, Purpose::Eval, most)?;
         net.average = self.average;
 
@@ -73,14 +74,15 @@ impl Judge {
         let indices: Vec<usize> = (0..n).collect();
         for chunk in indices.chunks(images_at_once) {
             let (x, labels) = data.batch(chunk)?;
-            let rows: Vec<Row> = chunk
+            let x = x.to(&device)?;
+            let rows: Rows = chunk
                 .iter()
                 .map(|&i| Row {
                     id: ids[i],
                     draw: self.first_draw,
                 })
                 .collect();
-            let z = net.logits_of_draws(&x, &rows)?;
+            let z = net.logits_of_draws(&x, &rows)?.to_cpu()?;
             for (count, right) in draws.iter().zip(&mut right) {
                 let first: Vec<usize> = (0..chunk.len())
                     .flat_map(|i| (0..*count).map(move |j| i * most + j))

@@ -8,6 +8,7 @@ pub mod data;
 pub mod ensemble;
 pub mod error;
 pub mod evaluate;
+pub mod gpu;
 pub mod gradcheck;
 pub mod io;
 pub mod models;

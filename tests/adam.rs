@@ -83,7 +83,7 @@ fn refuses_what_does_not_fit() {
         "adam::step: t: expected 2 entries, one per row, found 1"
     );
     assert_eq!(
-        error(&x.to_dtype(DType::F64), &[1, 1], ADAM),
+        error(&x.to_dtype(DType::F64).unwrap(), &[1, 1], ADAM),
         "adam::step: grad: expected [2, 1, 1, 3] f32, found [2, 1, 1, 3] f64"
     );
     assert_eq!(

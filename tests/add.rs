@@ -11,7 +11,7 @@ fn adds_every_element() {
         let a = Tensor::from_vec(shape, a).unwrap();
         let b = Tensor::full(shape, DType::F32, 0.5);
         for dtype in [DType::F32, DType::F64] {
-            let y = forward(a.to_dtype(dtype), &b.to_dtype(dtype)).unwrap();
+            let y = forward(a.to_dtype(dtype).unwrap(), &b.to_dtype(dtype).unwrap()).unwrap();
             assert!(
                 y.to_f64_vec()
                     .iter()
@@ -32,7 +32,7 @@ fn refuses_what_does_not_fit() {
         "add::forward: b: expected [2, 3, 3, 4] f32, found [2, 3, 3, 5] f32"
     );
     assert_eq!(
-        forward(a.clone(), &a.to_dtype(DType::F64))
+        forward(a.clone(), &a.to_dtype(DType::F64).unwrap())
             .unwrap_err()
             .to_string(),
         "add::forward: b: expected [2, 3, 3, 4] f32, found [2, 3, 3, 4] f64"

@@ -22,6 +22,7 @@ fn tensor(shape: Shape, dtype: DType, data: &[f64]) -> Tensor {
     Tensor::from_vec(shape, data.to_vec())
         .unwrap()
         .to_dtype(dtype)
+        .unwrap()
 }
 
 fn running(c: usize, dtype: DType) -> Running {

@@ -58,7 +58,7 @@ fn run_ids(
 }
 
 fn labels(model: &mut Model, x: &Tensor) -> Vec<u32> {
-    let rows = vec![Row { id: 0, draw: 0 }; x.shape().n];
+    let rows = vec![Row { id: 0, draw: 0 }; x.shape().n].into();
     let mut net = Ensemble::new(model, 0, Purpose::Test, 1).unwrap();
     net.predict(x, &rows).unwrap()
 }

@@ -4,8 +4,9 @@ use noiseforge::data::Dataset;
 use noiseforge::ensemble::{Average, Classifier, Differentiable, Ensemble, combine};
 use noiseforge::evaluate::Judge;
 use noiseforge::models::{Arch, Config, Model};
-use noiseforge::ops::noise::{Purpose, Row};
+use noiseforge::ops::noise::{Purpose, Row, Rows};
 use noiseforge::rng::Stream;
+use noiseforge::tensor::Device;
 use noiseforge::{DType, Shape, Tensor};
 
 const INPUT: Shape = Shape::new(1, 8, 8, 3);
@@ -20,10 +21,13 @@ fn images(n: usize) -> Tensor {
     let mut stream = Stream::new(8, 99, 0);
     let shape = INPUT.with_n(n);
     let data: Vec<f64> = (0..shape.len()).map(|_| stream.uniform()).collect();
-    Tensor::from_vec(shape, data).unwrap().to_dtype(DType::F32)
+    Tensor::from_vec(shape, data)
+        .unwrap()
+        .to_dtype(DType::F32)
+        .unwrap()
 }
 
-fn rows(n: usize) -> Vec<Row> {
+fn rows(n: usize) -> Rows {
     (0..n as u32).map(|id| Row { id, draw: 0 }).collect()
 }
 
@@ -76,13 +80,17 @@ fn the_draws_of_successive_steps_are_disjoint() {
     let mut single = Vec::new();
     for draw in 0..6 {
         let mut net = Ensemble::new(&mut model, 1, Purpose::Attack, 1).unwrap();
-        let z = net.logits_of_draws(&x, &[Row { id: 0, draw }]).unwrap();
+        let z = net
+            .logits_of_draws(&x, &[Row { id: 0, draw }].into())
+            .unwrap();
         single.extend_from_slice(z.data::<f32>());
     }
     let mut grouped = Vec::new();
     for draw in 0..2 {
         let mut net = Ensemble::new(&mut model, 1, Purpose::Attack, 3).unwrap();
-        let z = net.logits_of_draws(&x, &[Row { id: 0, draw }]).unwrap();
+        let z = net
+            .logits_of_draws(&x, &[Row { id: 0, draw }].into())
+            .unwrap();
         grouped.extend_from_slice(z.data::<f32>());
     }
     assert_eq!(single, grouped);
@@ -92,8 +100,8 @@ fn the_draws_of_successive_steps_are_disjoint() {
 #[test]
 fn the_gradient_is_the_averages() {
     let mut model = model();
-    model.cast(DType::F64);
-    let x = images(2).to_dtype(DType::F64);
+    model.to(&Device::Cpu, DType::F64).unwrap();
+    let x = images(2).to_dtype(DType::F64).unwrap();
     let rows = rows(2);
     let mut stream = Stream::new(1, 98, 0);
     let mut random = |shape: Shape| -> Tensor {

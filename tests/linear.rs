@@ -22,6 +22,7 @@ fn tensor(n: usize, c: usize, values: &[f64], dtype: DType) -> Tensor {
     Tensor::from_vec(Shape::new(n, 1, 1, c), values.to_vec())
         .unwrap()
         .to_dtype(dtype)
+        .unwrap()
 }
 
 /// `start + sum over k of a(k) b(k)` and the error bound of a sum of these terms in any order.
@@ -59,7 +60,7 @@ fn agrees_with_plain_loops() {
         for dtype in [DType::F32, DType::F64] {
             let eps = match dtype {
                 DType::F32 => f64::from(f32::EPSILON),
-                DType::F64 => 2.0 * f64::EPSILON,
+                _ => 2.0 * f64::EPSILON,
             };
             for &isa in Isa::available() {
                 let (tx, tw) = (

@@ -8,6 +8,7 @@ use noiseforge::models::{Arch, Config, Model, NoisePlacement};
 use noiseforge::nn::{Entry, Grads, Mode, Pass};
 use noiseforge::ops::noise::{Key, Purpose, Row};
 use noiseforge::rng::Stream;
+use noiseforge::tensor::Device;
 use noiseforge::{DType, Shape, Tensor};
 
 const CIFAR: Shape = Shape::new(1, 32, 32, 3);
@@ -35,7 +36,10 @@ fn noisy(config: &Config) -> Config {
 fn images(shape: Shape, dtype: DType) -> Tensor {
     let mut stream = Stream::new(5, 99, 0);
     let data: Vec<f64> = (0..shape.len()).map(|_| stream.uniform()).collect();
-    Tensor::from_vec(shape, data).unwrap().to_dtype(dtype)
+    Tensor::from_vec(shape, data)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
 }
 
 fn eval(rows: Option<Vec<Row>>) -> Pass {
@@ -71,7 +75,7 @@ fn calibrated(config: &Config) -> Model {
 
 /// Shapes of all tensors by name, as PyTorch prints them.
 fn shapes(model: &mut Model) -> BTreeMap<String, Vec<usize>> {
-    let tensors = model.checkpoint().tensors;
+    let tensors = model.checkpoint().unwrap().tensors;
     tensors.into_iter().map(|(n, a)| (n, a.shape)).collect()
 }
 
@@ -153,6 +157,7 @@ fn weights_are_a_function_of_the_seed() {
         Model::new(config.clone(), seed)
             .unwrap()
             .checkpoint()
+            .unwrap()
             .tensors
     };
     assert_eq!(tensors(3), tensors(3));
@@ -284,9 +289,9 @@ fn noise_is_the_same_in_both_precisions() {
     let single = model
         .forward(x.clone(), &eval(Some(rows(&[1, 2]))))
         .unwrap();
-    model.cast(DType::F64);
+    model.to(&Device::Cpu, DType::F64).unwrap();
     let double = model
-        .forward(x.to_dtype(DType::F64), &eval(Some(rows(&[1, 2]))))
+        .forward(x.to_dtype(DType::F64).unwrap(), &eval(Some(rows(&[1, 2]))))
         .unwrap();
     for (a, b) in single.to_f64_vec().iter().zip(double.to_f64_vec()) {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
@@ -324,11 +329,11 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
             Entry::Count(n) => *n = 41,
             Entry::Param(..) => {}
         });
-        let written = model.checkpoint();
+        let written = model.checkpoint().unwrap();
         written.write(&path).unwrap();
         let mut read = Model::read(&path, |config| Ok(config.unwrap())).unwrap();
         assert_eq!(read.config(), &config);
-        assert_eq!(read.checkpoint().tensors, written.tensors);
+        assert_eq!(read.checkpoint().unwrap().tensors, written.tensors);
         let x = images(config.input.with_n(2), DType::F32);
         let pass = eval(Some(rows(&[0, 1])));
         let (a, b) = (model.forward(x.clone(), &pass), read.forward(x, &pass));
@@ -336,8 +341,8 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
     }
 
     let mut small = Model::new(Config::new(Arch::Small, CIFAR, 10), 0).unwrap();
-    small.checkpoint().write(&path).unwrap();
-    let before = small.checkpoint();
+    small.checkpoint().unwrap().write(&path).unwrap();
+    let before = small.checkpoint().unwrap();
     let error = Model::read(&path, |_| Ok(Config::new(Arch::Vgg16, CIFAR, 10)));
     assert_eq!(
         error.err().unwrap().to_string(),
@@ -356,7 +361,7 @@ fn checkpoints_round_trip_and_name_the_first_misfit() {
         error.contains("`classifier.2.weight`: F32 of shape [11, 128]"),
         "{error}"
     );
-    assert_eq!(small.checkpoint(), before);
+    assert_eq!(small.checkpoint().unwrap(), before);
 }
 
 /// The first linear layer behind the flattening is stored for PyTorch's channels-first order.
@@ -371,7 +376,7 @@ fn flattened_weights_are_stored_channels_first() {
         0,
     )
     .unwrap();
-    let stored = model.checkpoint().tensors["classifier.0.weight"].clone();
+    let stored = model.checkpoint().unwrap().tensors["classifier.0.weight"].clone();
     // 2x2 pixels of 2 channels are left
     assert_eq!(stored.shape, [4, 8]);
     let noiseforge::io::checkpoint::ArrayData::F32(stored) = stored.data else {

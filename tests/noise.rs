@@ -1,8 +1,6 @@
 //! The noise op: words, which draw an element sees, and the numbers themselves. Their distribution
 //! is tested in `noise_distribution.rs`.
 
-use std::sync::Arc;
-
 use noiseforge::ops::isa::Isa;
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose, Row, RowNoise};
 use noiseforge::{DType, Shape, Tensor};
@@ -345,7 +343,8 @@ fn both_types_see_the_same_draw_and_round_once() {
         let y = forward(&x, shape, &noise);
         let wide = Tensor::from_vec(shape, x.clone())
             .unwrap()
-            .to_dtype(DType::F64);
+            .to_dtype(DType::F64)
+            .unwrap();
         let wide = noise::forward(&wide, &noise).unwrap();
         for i in 0..shape.len() {
             // The product of two f32 is exact in f64: this is the sum, rounded once.
@@ -387,7 +386,7 @@ fn bad_arguments_are_refused() {
         );
     }
     let mut noise = good.clone();
-    noise.key.rows = Arc::new([Row { id: 1, draw: 1 }]);
+    noise.key.rows = [Row { id: 1, draw: 1 }].into();
     assert_eq!(
         text(&noise),
         "noise::forward: noise.key.rows: expected 2 entries, one per row of the batch, found 1"

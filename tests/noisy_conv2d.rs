@@ -35,7 +35,10 @@ struct Inputs {
 
 fn values(shape: Shape, seed: u64, dtype: DType) -> Tensor {
     let data = common::values(shape.len(), seed);
-    Tensor::from_vec(shape, data).unwrap().to_dtype(dtype)
+    Tensor::from_vec(shape, data)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
 }
 
 fn inputs(sigma: f32, normals: Normals, dtype: DType) -> impl Iterator<Item = Inputs> {

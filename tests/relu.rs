@@ -50,7 +50,7 @@ fn every_length_and_type() {
             .collect();
         let x = Tensor::from_vec(Shape::vector(len), x).unwrap();
         for dtype in [DType::F32, DType::F64] {
-            let x = x.to_dtype(dtype);
+            let x = x.to_dtype(dtype).unwrap();
             let y = forward(x.clone(), Some(0.75)).unwrap();
             let dx = backward(x.clone(), &y, Some(0.75)).unwrap();
             let all = x
@@ -80,7 +80,7 @@ fn refuses_what_does_not_fit() {
         "relu::backward: y: expected [1, 1, 1, 2] f32, found [1, 1, 1, 1] f32"
     );
     assert_eq!(
-        backward(x.clone(), &x.to_dtype(DType::F64), None)
+        backward(x.clone(), &x.to_dtype(DType::F64).unwrap(), None)
             .unwrap_err()
             .to_string(),
         "relu::backward: y: expected [1, 1, 1, 2] f32, found [1, 1, 1, 2] f64"

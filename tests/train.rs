@@ -66,7 +66,7 @@ fn run(
     let log = trainer.log().to_vec();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w");
-    trainer.model().checkpoint().write(&path).unwrap();
+    trainer.model().checkpoint().unwrap().write(&path).unwrap();
     (std::fs::read(path).unwrap(), log)
 }
 

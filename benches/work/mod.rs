@@ -48,7 +48,7 @@ fn vgg(noisy: bool) -> Result<(Model, Tensor, Vec<u32>)> {
 pub fn vgg_train(noisy: bool) -> Result<Call> {
     let (mut model, x, labels) = vgg(noisy)?;
     let settings = Settings::default().sgd;
-    let mut optimizer = Sgd::new(&mut model, settings);
+    let mut optimizer = Sgd::new(&mut model, settings)?;
     let mut step = 0;
     Ok(Box::new(move || {
         let pass = Pass {

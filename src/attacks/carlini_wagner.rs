@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::ops::adam::{self, Adam};
 use crate::ops::loss::argmax;
 use crate::ops::margin;
-use crate::ops::noise::Row;
+use crate::ops::noise::{Row, Rows};
 use crate::ops::tanh_space;
 use crate::tensor::Tensor;
 
@@ -316,12 +316,12 @@ impl Descent<'_> {
         let mut active: Vec<usize> = (0..n).collect();
         let mut original = x.clone();
         let mut w = tanh_space::from_image(x, self.shrink)?;
-        let mut m = Tensor::zeros(w.shape(), w.dtype());
+        let mut m = w.zeros_like()?;
         let mut v = m.clone();
 
         for step in 0..params.steps {
             let adversarial = tanh_space::to_image(&w)?;
-            let rows: Vec<Row> = active
+            let rows: Rows = active
                 .iter()
                 .map(|&i| Row {
                     id: ids[i],
@@ -332,7 +332,7 @@ impl Descent<'_> {
             let weights: Vec<f64> = active.iter().map(|&i| c[i]).collect();
             let mut margins = Vec::new();
             let (scores, df) = net.input_grad(&adversarial, &rows, &mut |scores| {
-                let bad = scores.count_not_finite();
+                let bad = scores.count_not_finite()?;
                 if bad > 0 {
                     return Err(Error::NotFinite {
                         what: format!("logits at attack step {step}"),

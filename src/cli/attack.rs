@@ -17,7 +17,7 @@ use noiseforge::ops::noise::Purpose;
 use noiseforge::tensor::Tensor;
 use serde_json::json;
 
-use super::common::{self, DeviceArg, WeightsArgs, percent, positive, say};
+use super::common::{self, PlaceArgs, WeightsArgs, percent, positive, say};
 
 #[derive(Debug, Args)]
 pub struct AttackArgs {
@@ -114,7 +114,7 @@ struct CwArgs {
     #[arg(long, default_value = "100", value_parser = positive)]
     batch: usize,
     #[command(flatten)]
-    device: DeviceArg,
+    place: PlaceArgs,
 }
 
 pub fn run(args: &AttackArgs, json: bool) -> Result<()> {
@@ -212,6 +212,7 @@ impl CwArgs {
         }
         let target = self.target()?;
         let mut model = self.weights.load(&target.data)?;
+        self.place.place(&mut model)?;
         common::prepare_folder(&self.out)?;
         common::stop_on_ctrl_c()?;
         let draws = common::useful_draws(&model, self.ensemble);
@@ -391,6 +392,7 @@ impl CwArgs {
         for (index, start) in (0..n).step_by(self.batch).enumerate() {
             let range = start..(start + self.batch).min(n);
             let (x, _) = target.data.batch(&range.clone().collect::<Vec<_>>())?;
+            let x = x.to(model.device())?;
             let classes = target.criterion.classes()[range.clone()].to_vec();
             let criterion = match target.criterion {
                 Criterion::Untargeted { .. } => Criterion::Untargeted { labels: classes },
@@ -409,7 +411,7 @@ impl CwArgs {
             };
             let outcome =
                 carlini_wagner::attack(&mut net, &x, ids, &criterion, params, &mut progress)?;
-            pixels.extend_from_slice(outcome.adversarial.data::<f32>());
+            pixels.extend_from_slice(outcome.adversarial.to_cpu()?.data::<f32>());
             found.extend(outcome.found);
         }
         bar.finish_and_clear();

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use noiseforge::data::{Dataset, Spec, Split};
+use noiseforge::gpu::Gpu;
 use noiseforge::models::{Arch, Config, Model, NoisePlacement};
-use noiseforge::tensor::Shape;
+use noiseforge::tensor::{DType, Device, Shape};
 
 /// A standard deviation on the command line.
 pub fn sigma(text: &str) -> Result<f32, String> {
@@ -30,28 +31,76 @@ pub fn positive(text: &str) -> Result<usize, String> {
 
 /// Where to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device;
+pub enum DeviceChoice {
+    /// The first GPU if there is one that works, else the CPU.
+    Auto,
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
 
-/// `auto` and `cpu` are the CPU; this build has no GPU code.
-pub fn device(text: &str) -> Result<Device, String> {
-    let cuda = |rest: &str| {
-        rest.strip_prefix(':')
-            .is_none_or(|n| n.parse::<u32>().is_ok())
+pub fn device(text: &str) -> Result<DeviceChoice, String> {
+    let cuda = |rest: &str| match rest.strip_prefix(':') {
+        None if rest.is_empty() => Some(0),
+        None => None,
+        Some(number) => number.parse().ok(),
     };
     match text {
-        "auto" | "cpu" => Ok(Device),
-        _ if text.strip_prefix("cuda").is_some_and(cuda) => {
-            Err("this build has no GPU code; use auto or cpu".to_string())
-        }
-        _ => Err("expected auto, cpu or cuda:N".to_string()),
+        "auto" => Ok(DeviceChoice::Auto),
+        "cpu" => Ok(DeviceChoice::Cpu),
+        _ => match text.strip_prefix("cuda").and_then(cuda) {
+            Some(ordinal) => Ok(DeviceChoice::Cuda(ordinal)),
+            None => Err("expected auto, cpu or cuda:N".to_string()),
+        },
+    }
+}
+
+impl DeviceChoice {
+    pub fn open(self) -> Result<Device> {
+        Ok(match self {
+            DeviceChoice::Cpu => Device::Cpu,
+            DeviceChoice::Cuda(ordinal) => Device::Gpu(Gpu::open(ordinal)?),
+            DeviceChoice::Auto => Gpu::open(0).map_or(Device::Cpu, Device::Gpu),
+        })
     }
 }
 
 #[derive(Debug, Args)]
 pub struct DeviceArg {
-    /// Where to compute: auto, cpu or cuda:N
+    /// Where to compute: auto (the first GPU that works, else the CPU), cpu or cuda:N
     #[arg(long, default_value = "auto", value_parser = device)]
-    pub device: Device,
+    pub device: DeviceChoice,
+}
+
+/// Where and in which type a network works.
+#[derive(Debug, Args)]
+pub struct PlaceArgs {
+    #[command(flatten)]
+    pub device: DeviceArg,
+    /// Type of the activations: f32, or bf16 or f16 on a GPU
+    #[arg(long, default_value = "f32", value_parser = network_dtype)]
+    pub dtype: DType,
+}
+
+fn network_dtype(text: &str) -> Result<DType, String> {
+    match text.parse() {
+        Ok(dtype) if dtype != DType::F64 => Ok(dtype),
+        _ => Err("expected f32, bf16 or f16".to_string()),
+    }
+}
+
+impl PlaceArgs {
+    /// Moves a network there.
+    pub fn place(&self, model: &mut Model) -> Result<()> {
+        let device = self.device.device.open()?;
+        if device == Device::Cpu && self.dtype != DType::F32 {
+            bail!(
+                "--dtype {}: the CPU works in f32; 16-bit types need a GPU",
+                self.dtype
+            );
+        }
+        Ok(model.to(&device, self.dtype)?)
+    }
 }
 
 /// A network read from a file, and what its metadata leaves open.

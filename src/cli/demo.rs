@@ -114,7 +114,7 @@ pub fn run(args: &DemoArgs, json: bool) -> Result<()> {
         let mut model = Model::new(config, args.seed)?;
         let (log, seconds) = train_twin(name, &mut model, &train, &test, scale, args.seed)?;
         let file = format!("{}.safetensors", name.to_lowercase());
-        model.checkpoint().write(args.out.join(file))?;
+        model.checkpoint()?.write(args.out.join(file))?;
         let ids: Vec<u32> = (0..test.len() as u32).collect();
         let clean = judge(&mut model, &test, &ids, scale, args.seed)?;
         if !json {

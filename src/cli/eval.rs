@@ -11,7 +11,7 @@ use noiseforge::io::npy;
 use noiseforge::ops::loss::softmax;
 use serde_json::json;
 
-use super::common::{self, DeviceArg, WeightsArgs, percent, positive, say};
+use super::common::{self, PlaceArgs, WeightsArgs, percent, positive, say};
 
 /// Which images, and how many draws.
 #[derive(Debug, Args)]
@@ -34,7 +34,7 @@ pub struct JudgeArgs {
     #[arg(long)]
     mean_logits: bool,
     #[command(flatten)]
-    device: DeviceArg,
+    place: PlaceArgs,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -99,6 +99,7 @@ impl JudgeArgs {
             data = data.take(count);
         }
         let mut model = self.weights.load(&data)?;
+        self.place.place(&mut model)?;
         let most = common::useful_draws(&model, self.ensemble);
         let judge = Judge {
             seed: self.weights.seed,
@@ -127,6 +128,8 @@ impl JudgeArgs {
             "images": data.len(),
             "seed": self.weights.seed,
             "network": common::config_json(model.config()),
+            "device": model.device().to_string(),
+            "dtype": model.dtype().to_string(),
             "draws": most,
             "average": if self.mean_logits { "logits" } else { "probabilities" },
             "accuracy": evaluation.final_accuracy(),

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use noiseforge::gradcheck::{Report, catalog};
 use serde_json::json;
 
-use super::common::{DeviceArg, say};
+use super::common::say;
 
 /// Check every op's gradient against differences in double precision.
 #[derive(Debug, clap::Args)]
@@ -16,8 +16,6 @@ pub struct Args {
     /// Only this op (all of them without it).
     #[arg(long, value_name = "NAME")]
     op: Option<String>,
-    #[command(flatten)]
-    device: DeviceArg,
 }
 
 /// Prints a line per op and input; an error if a gradient is wrong or the op is unknown.

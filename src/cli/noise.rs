@@ -1,15 +1,14 @@
 //! `noiseforge noise`: the draw of one noise layer for one image, as a file.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use noiseforge::Shape;
 use noiseforge::io::npy;
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose, Row, RowNoise};
+use noiseforge::tensor::{DType, Device, Shape, Tensor};
 
-use super::common::{say, sigma};
+use super::common::{DeviceArg, say, sigma};
 
 /// Write the noise one layer adds to one image: sigma * z, as an f32 array [h, w, c]
 #[derive(Debug, clap::Args)]
@@ -48,6 +47,8 @@ pub struct Args {
     /// Normals from 32-bit radius and angle instead of 20 and 12 bits
     #[arg(long)]
     precise: bool,
+    #[command(flatten)]
+    device: DeviceArg,
     /// File to write
     #[arg(long, value_name = "FILE.npy")]
     out: PathBuf,
@@ -93,10 +94,11 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         key: Key {
             seed: args.seed,
             purpose: args.purpose.into(),
-            rows: Arc::new([Row {
+            rows: [Row {
                 id: args.row,
                 draw: args.draw,
-            }]),
+            }]
+            .into(),
         },
         layer: args.layer,
         sigma: args.sigma,
@@ -108,7 +110,13 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     };
     noise::check_shape("noise", &noise, args.shape)?;
     let Shape { h, w, c, .. } = args.shape;
-    let z = draw(&noise, args.shape)?;
+    let z = match args.device.device.open()? {
+        Device::Cpu => draw(&noise, args.shape)?,
+        device => {
+            let zeros = Tensor::full_on(&device, args.shape, DType::F32, 0.0)?;
+            noise::forward(&zeros, &noise)?.to_cpu()?.data().to_vec()
+        }
+    };
     npy::write_f32(&args.out, &[h, w, c], &z)?;
     let Moments { mean, std, max_abs } = moments(&z);
     if json {
@@ -167,10 +175,8 @@ fn draw(noise: &Noise, shape: Shape) -> Result<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-    use noiseforge::{DType, Tensor};
-
     use super::*;
+    use clap::Parser;
 
     #[derive(Debug, Parser)]
     struct Command {

@@ -12,7 +12,7 @@ use noiseforge::optim::Schedule;
 use noiseforge::train::{EpochLog, Event, Select, Settings, Trainer};
 use serde_json::json;
 
-use super::common::{self, DeviceArg, percent, positive, say, sigma};
+use super::common::{self, PlaceArgs, percent, positive, say, sigma};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Defense {
@@ -100,7 +100,7 @@ pub struct TrainArgs {
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
-    device: DeviceArg,
+    place: PlaceArgs,
 }
 
 /// Seconds between two saves of the state inside an epoch.
@@ -162,7 +162,9 @@ pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
     let train = common::load_data(&args.data, Split::Train)?;
     let test = common::load_data(&args.data, Split::Test)?;
     let mut model = Model::new(args.config(&train)?, args.seed)?;
+    args.place.place(&mut model)?;
     let params = model.count_params();
+    let (device, dtype) = (model.device().to_string(), model.dtype().to_string());
     let network = common::config_json(model.config());
     let mut trainer = Trainer::new(&mut model, &train, &test, args.settings())?;
     let state = args.out.join("state.safetensors");
@@ -184,7 +186,7 @@ pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
 
     let log = trainer.log().to_vec();
     let weights = args.out.join("weights.safetensors");
-    let mut checkpoint = trainer.model().checkpoint();
+    let mut checkpoint = trainer.model().checkpoint()?;
     let defense = args.defense.to_possible_value().expect("no skipped values");
     for (key, value) in [
         ("defense", defense.get_name().to_string()),
@@ -199,6 +201,8 @@ pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"),
         "network": network,
         "parameters": params,
+        "device": device,
+        "dtype": dtype,
         "defense": defense.get_name(),
         "data": args.data.to_string(),
         "train_images": train.len(),

@@ -99,7 +99,9 @@ impl<'a> Check<'a> {
 
     /// Adds an input: the point to differentiate at. Converted to f64.
     pub fn input(mut self, name: impl Into<String>, value: &Tensor) -> Self {
-        self.inputs.push((name.into(), value.to_dtype(DType::F64)));
+        let value = Tensor::from_vec(value.shape(), value.to_f64_vec());
+        let value = value.expect("as many elements as before");
+        self.inputs.push((name.into(), value));
         self
     }
 

@@ -6,7 +6,7 @@ use super::{Check, Report};
 use crate::error::Result;
 use crate::models::Model;
 use crate::nn::{Grads, Pass};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 /// Checks a network's gradients in the images `x` `[n, h, w, c]` and in every parameter, under a
 /// pass's batch-norm mode and noise (whose draw is fixed by its key, so the network is a function).
@@ -25,7 +25,7 @@ pub fn check_network(
     pass: &Pass,
     directions: usize,
 ) -> Result<Report> {
-    model.cast(DType::F64);
+    model.to(&Device::Cpu, DType::F64)?;
     let pass = Pass {
         record: true,
         ..pass.clone()
@@ -49,7 +49,11 @@ pub fn check_network(
     let backward = |inputs: &[Tensor], dy: &Tensor| -> Result<Vec<Tensor>> {
         forward(inputs)?;
         let model = &mut *model.borrow_mut();
-        model.visit_params(|_, p| p.grad.clear());
+        let mut cleared = Ok(());
+        model.visit_params(|_, p| {
+            cleared = std::mem::replace(&mut cleared, Ok(())).and_then(|()| p.grad.clear())
+        });
+        cleared?;
         let mut grads = vec![model.backward(dy.clone(), Grads::Accumulate)?];
         model.visit_params(|_, p| grads.push(p.grad.clone()));
         Ok(grads)

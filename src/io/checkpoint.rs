@@ -16,7 +16,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
 use crate::io::atomic::write_atomic;
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{Shape, Tensor};
 
 /// What every safetensors reader accepts as the largest header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -434,8 +434,7 @@ fn f32_of_f16(half: u16) -> f32 {
 /// A convolution's weight `[out, k, k, in]` as PyTorch's `[out, in, k, k]`, in f32.
 pub fn conv_to_oihw(weight: &Tensor) -> Array {
     let s = weight.shape();
-    let weight = weight.to_dtype(DType::F32);
-    let src = weight.data::<f32>();
+    let src = f32_vec(weight);
     let mut data: Vec<f32> = Vec::with_capacity(src.len());
     for o in 0..s.n {
         let filter = &src[o * s.row_len()..(o + 1) * s.row_len()];
@@ -489,5 +488,5 @@ pub fn vector_from_array(array: &Array) -> Result<Tensor> {
 }
 
 fn f32_vec(tensor: &Tensor) -> Vec<f32> {
-    tensor.to_dtype(DType::F32).data::<f32>().to_vec()
+    tensor.to_f64_vec().iter().map(|&v| v as f32).collect()
 }

@@ -48,6 +48,11 @@ pub(super) struct Builder<'a> {
 /// Tag of the random streams that initialise weights.
 const INIT: u32 = 0;
 
+/// A parameter on the CPU.
+fn param(value: Tensor) -> Param {
+    Param::new(value).expect("zeros on the CPU")
+}
+
 impl<'a> Builder<'a> {
     pub fn new(config: &'a Config, seed: u64) -> Self {
         Builder {
@@ -100,7 +105,7 @@ impl<'a> Builder<'a> {
         let data = (0..shape.len())
             .map(|_| mean + sd * stream.normal() as f32)
             .collect();
-        Param::new(Tensor::from_vec::<f32>(shape, data).expect("length is the shape's"))
+        param(Tensor::from_vec::<f32>(shape, data).expect("length is the shape's"))
     }
 
     fn uniform(&mut self, shape: Shape, bound: f32) -> Param {
@@ -108,7 +113,7 @@ impl<'a> Builder<'a> {
         let data = (0..shape.len())
             .map(|_| bound * (2.0 * stream.uniform() - 1.0) as f32)
             .collect();
-        Param::new(Tensor::from_vec::<f32>(shape, data).expect("length is the shape's"))
+        param(Tensor::from_vec::<f32>(shape, data).expect("length is the shape's"))
     }
 
     /// A convolution block on the current shape; moves the shape on.
@@ -154,7 +159,7 @@ impl<'a> Builder<'a> {
         let affine = match spec.norm {
             Norm::Affine => Some((
                 self.normal(Shape::vector(c_out), 1.0, 0.02),
-                Param::new(Tensor::zeros(Shape::vector(c_out), DType::F32)),
+                param(Tensor::zeros(Shape::vector(c_out), DType::F32)),
             )),
             Norm::Plain => None,
         };

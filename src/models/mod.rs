@@ -4,14 +4,14 @@ mod architectures;
 mod builder;
 mod weights;
 
-pub(crate) use weights::{from_array, to_array};
+pub(crate) use weights::{put_array, to_array};
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::nn::{self, Entry, Grads, Layer, Param, Pass};
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{DType, Device, Kind, Shape, Tensor};
 
 /// Which network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +215,7 @@ impl Config {
 pub struct Model {
     config: Config,
     layers: Vec<Box<dyn Layer>>,
+    device: Device,
     dtype: DType,
 }
 
@@ -229,6 +230,7 @@ impl Model {
         Ok(Model {
             config,
             layers,
+            device: Device::Cpu,
             dtype: DType::F32,
         })
     }
@@ -238,21 +240,57 @@ impl Model {
         &self.config
     }
 
-    /// Type of the weights and activations.
+    /// Type of the activations inside; weights, statistics, images, logits and the images' gradients
+    /// are of its [`DType::master`] type.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Rounds weights and statistics to a dtype: f64 for gradient checks. Gradients start at 0.
-    pub fn cast(&mut self, dtype: DType) {
-        nn::cast(&mut self.layers, dtype);
+    /// Where the network works.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type and place of the activations.
+    pub fn kind(&self) -> Kind {
+        let gpu = match &self.device {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(gpu.ordinal()),
+        };
+        Kind {
+            dtype: self.dtype,
+            gpu,
+        }
+    }
+
+    /// Moves the network to a device, to work there on activations of a dtype: f64 on the CPU for
+    /// gradient checks, 16-bit floats on a GPU for speed. Gradients start at 0.
+    ///
+    /// Errors: a dtype the device does not work in; not enough device memory.
+    pub fn to(&mut self, device: &Device, dtype: DType) -> Result<()> {
+        let fits = match device {
+            Device::Cpu => dtype == dtype.master(),
+            Device::Gpu(_) => dtype != DType::F64,
+        };
+        if !fits {
+            let expected = match device {
+                Device::Cpu => "f32 or f64 on the CPU",
+                Device::Gpu(_) => "f32, bf16 or f16 on a GPU",
+            };
+            return Err(Error::argument("Model::to", "dtype", expected, dtype));
+        }
+        nn::cast(&mut self.layers, device, dtype.master())?;
+        self.device = device.clone();
         self.dtype = dtype;
+        Ok(())
     }
 
     /// Logits `[n, 1, 1, classes]` of images `[n, h, w, c]`.
+    ///
+    /// Errors: images of another size, dtype or device; no row; not enough device memory.
     pub fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
         let expected = self.config.input.with_n(x.shape().n);
-        x.expect("Model::forward", "x", expected, self.dtype)?;
+        x.expect("Model::forward", "x", expected, self.kind().master())?;
         if expected.n == 0 {
             return Err(Error::argument(
                 "Model::forward",
@@ -261,12 +299,14 @@ impl Model {
                 0,
             ));
         }
-        nn::forward_all(&mut self.layers, x, pass)
+        let x = x.to_dtype(self.dtype)?;
+        nn::forward_all(&mut self.layers, x, pass)?.to_dtype(self.dtype.master())
     }
 
     /// Gradient in the images of the last recorded forward pass; `dy` is the logits' gradient.
     pub fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
-        nn::backward_all(&mut self.layers, dy, grads)
+        let dy = dy.to_dtype(self.dtype)?;
+        nn::backward_all(&mut self.layers, dy, grads)?.to_dtype(self.dtype.master())
     }
 
     /// Calls `visit` with every named parameter and buffer, in a fixed order.
@@ -294,22 +334,25 @@ impl Model {
 
     /// An error naming the first parameter or statistic that holds NaN or infinity.
     pub fn check_finite(&mut self) -> Result<()> {
-        let mut first = None;
+        let mut first = Ok(());
         self.visit(|name, entry| {
             let tensor = match entry {
                 Entry::Param(p, _) => &p.value,
                 Entry::Buffer(t, _) => t,
                 Entry::Count(_) => return,
             };
-            let count = tensor.count_not_finite();
-            if count > 0 && first.is_none() {
-                first = Some(Error::NotFinite {
-                    what: name.to_string(),
-                    count,
-                    total: tensor.shape().len(),
-                });
+            if first.is_ok() {
+                first = match tensor.count_not_finite() {
+                    Ok(0) => Ok(()),
+                    Ok(count) => Err(Error::NotFinite {
+                        what: name.to_string(),
+                        count,
+                        total: tensor.shape().len(),
+                    }),
+                    Err(e) => Err(e),
+                };
             }
         });
-        first.map_or(Ok(()), Err)
+        first
     }
 }

@@ -15,8 +15,9 @@ use crate::nn::{Entry, Layout};
 use crate::tensor::{Shape, Tensor};
 
 /// A tensor of ours in PyTorch's layout.
-pub(crate) fn to_array(tensor: &Tensor, layout: Layout) -> Array {
-    match layout {
+pub(crate) fn to_array(tensor: &Tensor, layout: Layout) -> Result<Array> {
+    let tensor = &tensor.to_cpu()?;
+    Ok(match layout {
         Layout::Oihw => conv_to_oihw(tensor),
         Layout::Matrix => linear_to_oi(tensor),
         Layout::Vector => vector_to_array(tensor),
@@ -29,7 +30,7 @@ pub(crate) fn to_array(tensor: &Tensor, layout: Layout) -> Array {
                 ..array
             }
         }
-    }
+    })
 }
 
 /// The sizes [`to_array`] gives a tensor of this shape.
@@ -39,6 +40,12 @@ fn array_shape(s: Shape, layout: Layout) -> Vec<usize> {
         Layout::Matrix | Layout::Flattened { .. } => vec![s.n, s.row_len()],
         Layout::Vector => vec![s.len()],
     }
+}
+
+/// Overwrites a tensor by an array, where it lies and in its type.
+pub(crate) fn put_array(tensor: &mut Tensor, array: &Array, layout: Layout) -> Result<()> {
+    let dtype = tensor.dtype();
+    tensor.copy_from(&from_array(array, layout)?.to_dtype(dtype)?)
 }
 
 /// Inverse of [`to_array`].
@@ -136,20 +143,26 @@ impl Config {
 
 impl Model {
     /// The weights and statistics under PyTorch's names, and the network's description.
-    pub fn checkpoint(&mut self) -> Checkpoint {
+    ///
+    /// Errors: a fault of the device the network is on.
+    pub fn checkpoint(&mut self) -> Result<Checkpoint> {
         let mut tensors = BTreeMap::new();
+        let mut result = Ok(());
         self.visit(|name, entry| {
             let array = match entry {
                 Entry::Param(p, layout) => to_array(&p.value, layout),
                 Entry::Buffer(t, layout) => to_array(t, layout),
-                Entry::Count(n) => Array::counter(*n as i64),
+                Entry::Count(n) => Ok(Array::counter(*n as i64)),
             };
-            tensors.insert(name.to_string(), array);
+            match array {
+                Ok(array) => drop(tensors.insert(name.to_string(), array)),
+                Err(e) => result = Err(e),
+            }
         });
-        Checkpoint {
+        result.map(|()| Checkpoint {
             tensors,
             metadata: self.config.to_metadata(),
-        }
+        })
     }
 
     /// Takes weights and statistics from a checkpoint. An error names `path` and the first tensor
@@ -172,15 +185,14 @@ impl Model {
         });
         checkpoint.expect(path, &slots)?;
 
-        let dtype = self.dtype;
         let mut result = Ok(());
         let put = |name: &str, entry: Entry<'_>| -> Result<()> {
             let Some(array) = checkpoint.tensors.get(name) else {
                 return Ok(());
             };
             match entry {
-                Entry::Param(p, layout) => p.value = from_array(array, layout)?.to_dtype(dtype),
-                Entry::Buffer(t, layout) => *t = from_array(array, layout)?.to_dtype(dtype),
+                Entry::Param(p, layout) => put_array(&mut p.value, array, layout)?,
+                Entry::Buffer(t, layout) => put_array(t, array, layout)?,
                 Entry::Count(n) => {
                     if let ArrayData::I64(v) = &array.data {
                         *n = v[0].max(0) as u64;

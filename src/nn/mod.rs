@@ -10,7 +10,7 @@ pub use residual::Residual;
 
 use crate::error::Result;
 use crate::ops::noise::{Key, Noise, Normals};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 /// Which statistics batch normalisation uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +52,11 @@ pub struct Param {
 
 impl Param {
     /// A parameter with gradient 0.
-    pub fn new(value: Tensor) -> Self {
-        let grad = Tensor::zeros(value.shape(), value.dtype());
-        Param { value, grad }
+    ///
+    /// Errors: not enough device memory.
+    pub fn new(value: Tensor) -> Result<Self> {
+        let grad = value.zeros_like()?;
+        Ok(Param { value, grad })
     }
 }
 
@@ -143,13 +145,29 @@ pub(crate) fn backward_all(
         .try_fold(dy, |dy, layer| layer.backward(dy, grads))
 }
 
-/// Rounds every parameter and buffer to a dtype; gradients start at 0.
-pub(crate) fn cast(layers: &mut [Box<dyn Layer>], dtype: DType) {
+/// Moves every parameter and buffer to a device and rounds it to a dtype; gradients start at 0.
+pub(crate) fn cast(layers: &mut [Box<dyn Layer>], device: &Device, dtype: DType) -> Result<()> {
+    let mut result = Ok(());
     for layer in layers {
-        layer.visit(&mut |_, entry| match entry {
-            Entry::Param(p, _) => *p = Param::new(p.value.to_dtype(dtype)),
-            Entry::Buffer(t, _) => *t = t.to_dtype(dtype),
-            Entry::Count(_) => {}
+        layer.visit(&mut |_, entry| {
+            if result.is_ok() {
+                result = cast_entry(entry, device, dtype);
+            }
         });
     }
+    result
+}
+
+fn cast_entry(entry: Entry<'_>, device: &Device, dtype: DType) -> Result<()> {
+    let cast = |t: &Tensor| match device {
+        // f64 lives on the CPU alone: there first in one direction, there last in the other.
+        Device::Cpu => t.to_cpu()?.to_dtype(dtype),
+        Device::Gpu(_) => t.to_dtype(dtype)?.to(device),
+    };
+    match entry {
+        Entry::Param(p, _) => *p = Param::new(cast(&p.value)?)?,
+        Entry::Buffer(t, _) => *t = cast(t)?,
+        Entry::Count(_) => {}
+    }
+    Ok(())
 }

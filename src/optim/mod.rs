@@ -19,10 +19,13 @@ pub struct Sgd {
 
 impl Sgd {
     /// Velocities 0.
-    pub fn new(model: &mut Model, settings: sgd::Sgd) -> Self {
+    ///
+    /// Errors: not enough device memory.
+    pub fn new(model: &mut Model, settings: sgd::Sgd) -> Result<Self> {
         let mut velocity = Vec::new();
-        model.visit_params(|_, p| velocity.push(Tensor::zeros(p.value.shape(), p.value.dtype())));
-        Sgd { settings, velocity }
+        model.visit_params(|_, p| velocity.push(p.value.zeros_like()));
+        let velocity = velocity.into_iter().collect::<Result<_>>()?;
+        Ok(Sgd { settings, velocity })
     }
 
     /// Updates every parameter by its accumulated gradient, which becomes 0.
@@ -32,17 +35,17 @@ impl Sgd {
         model.visit_params(|_, p| {
             let v = velocity.next().expect("one velocity per parameter");
             if result.is_ok() {
-                result = sgd::step(&mut p.value, &p.grad, v, self.settings);
-                p.grad.clear();
+                result = sgd::step(&mut p.value, &p.grad, v, self.settings)
+                    .and_then(|()| p.grad.clear());
             }
         });
         result
     }
 
     /// Velocities back to 0, as a new optimiser has them.
-    pub fn reset(&mut self) {
-        for v in &mut self.velocity {
-            *v = Tensor::zeros(v.shape(), v.dtype());
-        }
+    ///
+    /// Errors: a fault of the device.
+    pub fn reset(&mut self) -> Result<()> {
+        self.velocity.iter_mut().try_for_each(Tensor::clear)
     }
 }

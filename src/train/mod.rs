@@ -190,7 +190,7 @@ impl<'a> Trainer<'a> {
                 train.len(),
             ));
         }
-        let optimizer = Sgd::new(model, settings.sgd);
+        let optimizer = Sgd::new(model, settings.sgd)?;
         Ok(Trainer {
             model,
             settings,
@@ -372,14 +372,14 @@ impl<'a> Trainer<'a> {
                 .is_none_or(|(best, _)| test_accuracy > best)
             {
                 self.progress.best = Some((test_accuracy, next));
-                self.best = Some(self.model.checkpoint());
+                self.best = Some(self.model.checkpoint()?);
             }
             if phase_ends && let Some(best) = &self.best {
                 self.model.load_checkpoint("best epoch".as_ref(), best)?;
             }
         }
         if phase_ends {
-            self.optimizer.reset();
+            self.optimizer.reset()?;
         }
         let log = std::mem::take(&mut self.progress.log);
         self.progress = Progress {

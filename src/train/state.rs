@@ -6,8 +6,9 @@ use std::path::Path;
 use super::{Progress, Select, Settings, Trainer};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Checkpoint;
-use crate::models::{from_array, to_array};
+use crate::models::{put_array, to_array};
 use crate::nn::Entry;
+use crate::tensor::Tensor;
 
 impl Settings {
     /// The settings as they stand in a state file.
@@ -61,27 +62,30 @@ fn without_prefix(prefix: &str, from: &Checkpoint) -> Checkpoint {
 impl Trainer<'_> {
     /// Everything that is needed to continue: weights, statistics, velocities, best weights so far,
     /// progress, and the settings it was made with.
-    fn state(&mut self) -> Checkpoint {
+    fn state(&mut self) -> Result<Checkpoint> {
         let mut state = Checkpoint {
             tensors: BTreeMap::new(),
             metadata: self.description(),
         };
-        with_prefix(MODEL, self.model.checkpoint(), &mut state);
+        with_prefix(MODEL, self.model.checkpoint()?, &mut state);
         if let Some(best) = &self.best {
             with_prefix(BEST, best.clone(), &mut state);
         }
         let mut velocity = self.optimizer.velocity.iter();
+        let mut result = Ok(());
         self.model.visit(|name, entry| {
             if let Entry::Param(_, layout) = entry {
                 let v = velocity.next().expect("one velocity per parameter");
-                state
-                    .tensors
-                    .insert(format!("{VELOCITY}{name}"), to_array(v, layout));
+                match to_array(v, layout) {
+                    Ok(array) => drop(state.tensors.insert(format!("{VELOCITY}{name}"), array)),
+                    Err(e) => result = Err(e),
+                }
             }
         });
+        result?;
         let progress = serde_json::to_string(&self.progress).expect("plain numbers");
         state.metadata.insert("progress".to_string(), progress);
-        state
+        Ok(state)
     }
 
     /// Network, settings and sizes of the data: what must agree for a run to be continued.
@@ -96,7 +100,7 @@ impl Trainer<'_> {
 
     /// Writes the state; the file is replaced as a whole or not at all.
     pub fn save(&mut self, path: &Path) -> Result<()> {
-        self.state().write(path)
+        self.state()?.write(path)
     }
 
     /// Continues from a saved state. An error names the first setting that differs from the one
@@ -125,28 +129,19 @@ impl Trainer<'_> {
         let mut velocity = self.optimizer.velocity.iter_mut();
         let mut result = Ok(());
         self.model.visit(|name, entry| {
-            let Entry::Param(param, layout) = entry else {
+            let Entry::Param(_, layout) = entry else {
                 return;
             };
             let v = velocity.next().expect("one velocity per parameter");
-            let read = || {
+            let read = |v: &mut Tensor| {
                 let name = format!("{VELOCITY}{name}");
                 let array = state.tensors.get(&name).ok_or_else(|| {
                     Error::file(path, format_args!("`{name}`"), "no tensor of that name")
                 })?;
-                let tensor = from_array(array, layout)?;
-                tensor.expect(
-                    "Trainer::resume",
-                    "velocity",
-                    param.value.shape(),
-                    v.dtype(),
-                )?;
-                Ok(tensor)
+                put_array(v, array, layout)
             };
-            match read() {
-                Ok(tensor) => *v = tensor,
-                Err(e) if result.is_ok() => result = Err(e),
-                Err(_) => {}
+            if result.is_ok() {
+                result = read(v);
             }
         });
         result?;

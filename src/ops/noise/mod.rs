@@ -4,9 +4,8 @@
 mod avx512;
 mod normals;
 mod philox;
+mod rows;
 mod run;
-
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -16,6 +15,7 @@ use crate::ops::isa::Isa;
 use crate::tensor::{Real, Shape, Tensor};
 
 pub use philox::philox4x32_10;
+pub use rows::{Row, Rows};
 
 /// What a draw is for. Draws of different purposes never coincide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,15 +32,6 @@ pub enum Purpose {
     Test = 4,
 }
 
-/// Which random variables one row of a batch sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Row {
-    /// The image's index in its data set or, in training, in the global batch.
-    pub id: u32,
-    /// The training step, or the index of the ensemble's or attack's draw.
-    pub draw: u32,
-}
-
 /// Names every random variable of one pass through a network: a value, never hidden state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
@@ -49,7 +40,7 @@ pub struct Key {
     /// What the draw is for.
     pub purpose: Purpose,
     /// One entry per row of the batch.
-    pub rows: Arc<[Row]>,
+    pub rows: Rows,
 }
 
 impl Key {

@@ -1,14 +1,20 @@
 //! Tensors: four sizes, one dtype, contiguous, channels innermost.
 //!
+//! A tensor lies in the host's memory or on a GPU. An op works where its arguments are; nothing moves
+//! by itself ([`Tensor::to`]).
+//!
 //! There are no strides, no views and no broadcasting. Activations are `[n, h, w, c]`;
 //! convolution weights are `[c_out, k, k, c_in / groups]`; a linear layer's weights are
 //! `[out, 1, 1, in]`; a vector over channels is `[1, 1, 1, c]`; logits are `[n, 1, 1, classes]`.
+
+mod gpu;
 
 use std::fmt;
 
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::gpu::{Elem, Gpu};
 
 /// Elements a thread clears at a time.
 const CLEAR_BLOCK: usize = 1 << 18;
@@ -18,8 +24,41 @@ const CLEAR_BLOCK: usize = 1 << 18;
 pub enum DType {
     /// 32-bit float: training, inference, attacks.
     F32,
-    /// 64-bit float: gradient checks.
+    /// 64-bit float: gradient checks, on the CPU alone.
     F64,
+    /// bfloat16: activations on the GPU.
+    BF16,
+    /// IEEE half precision: activations on the GPU.
+    F16,
+}
+
+impl DType {
+    /// Bytes of an element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F64 => 8,
+            DType::BF16 | DType::F16 => 2,
+        }
+    }
+
+    /// The type of parameters, statistics and optimiser state beside activations of this type.
+    pub const fn master(self) -> Self {
+        match self {
+            DType::F64 => DType::F64,
+            DType::F32 | DType::BF16 | DType::F16 => DType::F32,
+        }
+    }
+
+    /// The tag of a device address.
+    pub(crate) const fn elem(self) -> Elem {
+        match self {
+            DType::F32 => Elem::F32,
+            DType::F64 => Elem::F64,
+            DType::BF16 => Elem::Bf16,
+            DType::F16 => Elem::F16,
+        }
+    }
 }
 
 impl fmt::Display for DType {
@@ -27,7 +66,76 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::F32 => "f32",
             DType::F64 => "f64",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
         })
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        [DType::F32, DType::F64, DType::BF16, DType::F16]
+            .into_iter()
+            .find(|d| d.to_string() == s)
+            .ok_or_else(|| Error::argument("tensor", "dtype", "f32, f64, bf16 or f16", s))
+    }
+}
+
+/// Where a tensor lies and an op works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Gpu(Gpu),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Gpu(gpu) => write!(f, "cuda:{}", gpu.ordinal()),
+        }
+    }
+}
+
+/// What tensors must have in common to meet in an op: the element type and the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// Element type.
+    pub dtype: DType,
+    /// Number of the GPU; `None` is the CPU.
+    pub gpu: Option<usize>,
+}
+
+impl Kind {
+    /// The same device, with the element type of parameters.
+    pub const fn master(self) -> Self {
+        self.with(self.dtype.master())
+    }
+
+    /// The same device, with another element type.
+    pub const fn with(self, dtype: DType) -> Self {
+        Kind { dtype, ..self }
+    }
+}
+
+impl From<DType> for Kind {
+    /// On the CPU.
+    fn from(dtype: DType) -> Self {
+        Kind { dtype, gpu: None }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.dtype)?;
+        match self.gpu {
+            None => Ok(()),
+            Some(ordinal) => write!(f, " on cuda:{ordinal}"),
+        }
     }
 }
 
@@ -140,11 +248,15 @@ use sealed::Storage;
 mod sealed {
     use std::sync::Arc;
 
+    use super::DType;
+    use crate::gpu::Memory;
+
     /// The elements. Shared until written: a clone costs nothing.
     #[derive(Clone)]
     pub enum Storage {
         F32(Arc<Vec<f32>>),
         F64(Arc<Vec<f64>>),
+        Gpu(Arc<Memory>, DType),
     }
 
     pub trait Storable: Sized {
@@ -157,13 +269,13 @@ mod sealed {
         fn slice(storage: &Storage) -> Option<&[Self]> {
             match storage {
                 Storage::F32(v) => Some(v),
-                Storage::F64(_) => None,
+                Storage::F64(_) | Storage::Gpu(..) => None,
             }
         }
         fn vec_mut(storage: &mut Storage) -> Option<&mut Vec<Self>> {
             match storage {
                 Storage::F32(v) => Some(Arc::make_mut(v)),
-                Storage::F64(_) => None,
+                Storage::F64(_) | Storage::Gpu(..) => None,
             }
         }
         fn store(data: Vec<Self>) -> Storage {
@@ -175,13 +287,13 @@ mod sealed {
         fn slice(storage: &Storage) -> Option<&[Self]> {
             match storage {
                 Storage::F64(v) => Some(v),
-                Storage::F32(_) => None,
+                Storage::F32(_) | Storage::Gpu(..) => None,
             }
         }
         fn vec_mut(storage: &mut Storage) -> Option<&mut Vec<Self>> {
             match storage {
                 Storage::F64(v) => Some(Arc::make_mut(v)),
-                Storage::F32(_) => None,
+                Storage::F32(_) | Storage::Gpu(..) => None,
             }
         }
         fn store(data: Vec<Self>) -> Storage {
@@ -210,6 +322,9 @@ macro_rules! dispatch {
                 type $t = f64;
                 $body
             }
+            dtype => {
+                unreachable!("{dtype} tensors lie on a GPU, where ops have a path of their own")
+            }
         }
     };
 }
@@ -231,12 +346,12 @@ impl Tensor {
         })
     }
 
-    /// All elements 0.
+    /// All elements 0, on the CPU.
     pub fn zeros(shape: Shape, dtype: DType) -> Self {
         dispatch!(dtype, T => Self::filled::<T>(shape, 0.0))
     }
 
-    /// All elements `value`.
+    /// All elements `value`, on the CPU.
     pub fn full(shape: Shape, dtype: DType, value: f64) -> Self {
         dispatch!(dtype, T => Self::filled::<T>(shape, T::of(value)))
     }
@@ -258,36 +373,60 @@ impl Tensor {
         match self.storage {
             Storage::F32(_) => DType::F32,
             Storage::F64(_) => DType::F64,
+            Storage::Gpu(_, dtype) => dtype,
         }
     }
 
-    /// The elements. Panics if `T` is not the tensor's dtype: call it inside
-    /// [`dispatch!`](crate::dispatch), or after [`Tensor::expect`].
+    /// The element type and the device.
+    pub fn kind(&self) -> Kind {
+        Kind {
+            dtype: self.dtype(),
+            gpu: self.gpu().map(Gpu::ordinal),
+        }
+    }
+
+    /// The elements. Panics if `T` is not the tensor's dtype or the tensor lies on a GPU: call it
+    /// inside [`dispatch!`](crate::dispatch), or after [`Tensor::expect`].
     pub fn data<T: Real>(&self) -> &[T] {
         T::slice(&self.storage).unwrap_or_else(|| self.wrong_dtype::<T>())
     }
 
     /// The elements, to be written. Panics as [`Tensor::data`] does.
     pub fn data_mut<T: Real>(&mut self) -> &mut [T] {
-        if self.dtype() != T::DTYPE {
+        if self.kind() != Kind::from(T::DTYPE) {
             self.wrong_dtype::<T>()
         }
-        T::vec_mut(&mut self.storage).expect("dtype checked above")
+        T::vec_mut(&mut self.storage).expect("dtype and device checked above")
     }
 
     fn wrong_dtype<T: Real>(&self) -> ! {
-        panic!("tensor is {}, asked for {}", self.dtype(), T::DTYPE)
+        panic!("tensor is {}, asked for {}", self.kind(), T::DTYPE)
     }
 
     /// The elements rounded to another type; shares them if the type is the same.
-    pub fn to_dtype(&self, dtype: DType) -> Self {
+    ///
+    /// Errors: a type the device does not hold (16-bit types on the CPU, f64 on a GPU); a fault of the
+    /// device.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         if dtype == self.dtype() {
-            return self.clone();
+            return Ok(self.clone());
         }
-        dispatch!(self.dtype(), From => dispatch!(dtype, To => {
+        if let Some(gpu) = self.gpu() {
+            return gpu::cast(gpu, self, dtype);
+        }
+        if dtype != dtype.master() {
+            let expected = "f32 or f64 for a tensor on the CPU";
+            return Err(Error::argument(
+                "Tensor::to_dtype",
+                "dtype",
+                expected,
+                dtype,
+            ));
+        }
+        Ok(dispatch!(self.dtype(), From => dispatch!(dtype, To => {
             let data = self.data::<From>().iter().map(|v| To::of(v.f64())).collect();
             Tensor { storage: <To as sealed::Storable>::store(data), shape: self.shape }
-        }))
+        })))
     }
 
     /// The same elements under another shape of equal length.
@@ -304,7 +443,7 @@ impl Tensor {
         Ok(self)
     }
 
-    /// All elements in double precision.
+    /// All elements in double precision. Panics as [`Tensor::data`] does.
     pub fn to_f64_vec(&self) -> Vec<f64> {
         dispatch!(self.dtype(), T => self.data::<T>().iter().map(|v| v.f64()).collect())
     }
@@ -321,6 +460,9 @@ impl Tensor {
         }
         let len = self.shape.row_len();
         let shape = self.shape.with_n(rows.len());
+        if let Some(gpu) = self.gpu() {
+            return gpu::gather_rows(gpu, self, rows);
+        }
         dispatch!(self.dtype(), T => {
             let src = self.data::<T>();
             let mut out = Vec::with_capacity(shape.len());
@@ -332,40 +474,53 @@ impl Tensor {
     }
 
     /// Sets every element to 0.
-    pub fn clear(&mut self) {
+    ///
+    /// Errors: a fault of the device.
+    pub fn clear(&mut self) -> Result<()> {
+        if self.gpu().is_some() {
+            return gpu::clear(self);
+        }
         dispatch!(self.dtype(), T => self
             .data_mut::<T>()
             .par_chunks_mut(CLEAR_BLOCK)
             .for_each(|block| block.fill(T::of(0.0))));
+        Ok(())
     }
 
-    /// Number of elements that are NaN or infinite.
-    pub fn count_not_finite(&self) -> usize {
-        dispatch!(self.dtype(), T => self.data::<T>().iter().filter(|v| !v.is_finite()).count())
+    /// Number of elements that are NaN or infinite. Waits for the device.
+    ///
+    /// Errors: a fault of the device.
+    pub fn count_not_finite(&self) -> Result<usize> {
+        if let Some(gpu) = self.gpu() {
+            return gpu::count_not_finite(gpu, self);
+        }
+        Ok(dispatch!(self.dtype(), T => self.data::<T>().iter().filter(|v| !v.is_finite()).count()))
     }
 
-    /// An error naming `op` and `arg` unless the shape and dtype are these.
+    /// An error naming `op` and `arg` unless shape, dtype and device are these; a [`DType`] alone
+    /// means a tensor on the CPU.
     pub fn expect(
         &self,
         op: &'static str,
         arg: &'static str,
         shape: Shape,
-        dtype: DType,
+        kind: impl Into<Kind>,
     ) -> Result<()> {
-        if self.shape != shape || self.dtype() != dtype {
-            return Err(Error::argument(
-                op,
-                arg,
-                format_args!("{shape} {dtype}"),
-                format_args!("{} {}", self.shape, self.dtype()),
-            ));
+        let (expected, found) = (kind.into(), self.kind());
+        if self.shape == shape && expected == found {
+            return Ok(());
         }
-        Ok(())
+        let text = |shape: Shape, kind: Kind| match (kind.gpu, expected.gpu == found.gpu) {
+            (None, false) => format!("{shape} {kind} on the CPU"),
+            _ => format!("{shape} {kind}"),
+        };
+        let (expected, found) = (text(shape, expected), text(self.shape, found));
+        Err(Error::argument(op, arg, expected, found))
     }
 }
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tensor {} {}", self.shape, self.dtype())
+        write!(f, "Tensor {} {}", self.shape, self.kind())
     }
 }

@@ -1,0 +1,181 @@
+// The one place with inline PTX. nvcc sees CUDA's own headers and the PTX below; the host's C++ compiler
+// (tests/emulator) sees emu/gpu.h, which gives every name here its twin on the CPU.
+//
+// A kernel file includes this and our other .cuh files, nothing else, and holds no asm.
+#pragma once
+
+/// A kernel: a function template that the generated wrapper calls. `threads` (and the least number of
+/// blocks per SM) are read by kernels/interface.rs; see there.
+#define KERNEL(...) __device__ __forceinline__ void
+
+#ifndef __CUDACC__
+#include "emu/gpu.h"
+#else
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#define GPU_EXPORT(kernel)
+#define GPU_SHARED(type, name, dims) __shared__ __align__(16) type name dims
+#define GPU_DYN_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+
+#define GPU_FN __device__ __forceinline__
+
+namespace gpu {
+
+// ---- addresses ------------------------------------------------------------------------------------------
+
+/// The 32-bit address of shared memory that PTX instructions take.
+GPU_FN uint32_t shared_u32(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+// ---- 16-byte vectors --------------------------------------------------------------------------------------
+
+/// Sixteen bytes of T.
+template <class T>
+struct alignas(16) Vec {
+  static constexpr int N = 16 / sizeof(T);
+  T v[N];
+};
+
+/// p must be 16-byte aligned.
+template <class T>
+GPU_FN Vec<T> load_vec(const T *p) {
+  Vec<T> r;
+  *reinterpret_cast<uint4 *>(&r) = *reinterpret_cast<const uint4 *>(p);
+  return r;
+}
+
+/// p must be 16-byte aligned.
+template <class T>
+GPU_FN void store_vec(T *p, const Vec<T> &v) {
+  *reinterpret_cast<uint4 *>(p) = *reinterpret_cast<const uint4 *>(&v);
+}
+
+// ---- cp.async ---------------------------------------------------------------------------------------------
+
+/// Copies 16 bytes to shared memory in the background; zeros if not valid (g is not read then).
+GPU_FN void cp_async16(void *s, const void *g, bool valid = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_u32(s)), "l"(g), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+/// The same for 4 or 8 bytes.
+template <int BYTES>
+GPU_FN void cp_async(void *s, const void *g, bool valid = true) {
+  static_assert(BYTES == 4 || BYTES == 8, "cp.async copies 4, 8 or 16 bytes");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_u32(s)), "l"(g), "n"(BYTES),
+               "r"(valid ? BYTES : 0)
+               : "memory");
+}
+
+GPU_FN void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits until at most N of this thread's groups are still in flight.
+template <int N>
+GPU_FN void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// ---- tensor cores: ldmatrix, mma.sync ---------------------------------------------------------------------
+
+/// X 8x8 matrices of 16-bit elements; lane 8q+r brings the address of row r of matrix q.
+template <int X, bool TRANS = false>
+GPU_FN void ldmatrix(uint32_t (&r)[X], const void *row) {
+  static_assert(X == 1 || X == 2 || X == 4, "ldmatrix loads 1, 2 or 4 matrices");
+  uint32_t a = shared_u32(row);
+  if constexpr (X == 4 && !TRANS)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+  if constexpr (X == 4 && TRANS)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(a) : "memory");
+  if constexpr (X == 2 && !TRANS)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(a) : "memory");
+  if constexpr (X == 2 && TRANS)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(a) : "memory");
+  if constexpr (X == 1 && !TRANS)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(a) : "memory");
+  if constexpr (X == 1 && TRANS)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(a) : "memory");
+}
+
+/// D += A B for one 16x8x16 tile; fragments as in the PTX manual.
+GPU_FN void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+GPU_FN void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/// D += A B for one 16x8x8 tile of tf32 (see to_tf32).
+GPU_FN void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/// Rounded to 10 mantissa bits, nearest, ties away from zero.
+GPU_FN uint32_t to_tf32(float x) {
+  uint32_t r;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
+  return r;
+}
+
+// ---- named barriers ---------------------------------------------------------------------------------------
+
+/// Barrier `id` (1 to 15) for `threads` threads, a multiple of 32.
+GPU_FN void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+GPU_FN void bar_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+} // namespace gpu
+#endif // __CUDACC__
+
+// ---- the same on both sides ---------------------------------------------------------------------------------
+namespace gpu {
+
+__device__ __forceinline__ float to_f32(float x) { return x; }
+__device__ __forceinline__ float to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_f32(__half x) { return __half2float(x); }
+
+template <class T>
+struct FromF32;
+template <>
+struct FromF32<float> {
+  static __device__ __forceinline__ float of(float x) { return x; }
+};
+template <>
+struct FromF32<__nv_bfloat16> {
+  static __device__ __forceinline__ __nv_bfloat16 of(float x) { return __float2bfloat16_rn(x); }
+};
+template <>
+struct FromF32<__half> {
+  static __device__ __forceinline__ __half of(float x) { return __float2half_rn(x); }
+};
+
+/// Rounded to nearest even.
+template <class T>
+__device__ __forceinline__ T from_f32(float x) {
+  return FromF32<T>::of(x);
+}
+
+/// Sum over the warp in a fixed order; every lane gets the same bits. All 32 lanes must call it.
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) v += __shfl_xor_sync(0xffffffffu, v, d);
+  return v;
+}
+
+/// The block's linear index in the grid, x fastest.
+__device__ __forceinline__ uint64_t block_index() {
+  return blockIdx.x + (uint64_t)gridDim.x * (blockIdx.y + (uint64_t)gridDim.y * blockIdx.z);
+}
+
+} // namespace gpu

@@ -1,0 +1,178 @@
+//! Runs a case on the GPU path: on a real GPU where there is one, else on the emulator in all its
+//! modes. A real GPU runs the same cases a few times over, for equal bits.
+//!
+//! `REQUIRE_CUDA=1` turns the absence of a real GPU into a failure; `NOISEFORGE_TEST_GPU=emulator`
+//! takes the emulator in any case.
+
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+use noiseforge::gpu::{Gpu, Options};
+use noiseforge::tensor::{DType, Shape};
+use noiseforge::{Result, Tensor};
+use noiseforge_emulator::{self as emulator, Mode};
+
+/// Whether the cases run on the emulator.
+pub fn emulated() -> bool {
+    static EMULATED: OnceLock<bool> = OnceLock::new();
+    *EMULATED.get_or_init(|| {
+        let asked = std::env::var("NOISEFORGE_TEST_GPU").is_ok_and(|v| v == "emulator");
+        let required = std::env::var("REQUIRE_CUDA").is_ok_and(|v| v == "1");
+        if !asked && emulator::real_gpu_present() {
+            return false;
+        }
+        assert!(
+            !required || asked,
+            "REQUIRE_CUDA=1, but there is no NVIDIA GPU"
+        );
+        println!("skipped: no NVIDIA GPU; the kernels run on the emulator");
+        emulator::install();
+        true
+    })
+}
+
+/// The modes are the whole process's, so one case runs at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+fn lock() -> MutexGuard<'static, ()> {
+    ONE.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// A device whose buffers are never handed out twice: each has bounds and a life of its own, and
+/// starts as NaN on the emulator.
+pub fn open() -> Gpu {
+    let emulated = emulated();
+    Gpu::open_with(
+        0,
+        Options {
+            reuse_memory: !emulated,
+            // The emulator finds kernels by name and ignores the code.
+            code: if emulated {
+                |_| Some(&[0; 16])
+            } else {
+                Options::default().code
+            },
+            ..Options::default()
+        },
+    )
+    .unwrap()
+}
+
+/// The same device with the pool that programs have.
+pub fn open_pooled() -> Gpu {
+    let emulated = emulated();
+    Gpu::open_with(
+        0,
+        Options {
+            code: if emulated {
+                |_| Some(&[0; 16])
+            } else {
+                Options::default().code
+            },
+            ..Options::default()
+        },
+    )
+    .unwrap()
+}
+
+/// Runs `case` in every mode, asserts that all give the same bits, and returns what it gave, on the
+/// CPU.
+#[track_caller]
+pub fn run(case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Vec<Tensor> {
+    run_with(open, case)
+}
+
+/// [`run`] on devices that `open` opens.
+#[track_caller]
+pub fn run_with(open: fn() -> Gpu, case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Vec<Tensor> {
+    let _one = lock();
+    let modes: Vec<Option<Mode>> = match emulated() {
+        true => Mode::ALL.iter().copied().map(Some).collect(),
+        false => vec![None; 3],
+    };
+    let mut first: Option<(Vec<Vec<u8>>, Vec<Tensor>)> = None;
+    for mode in modes {
+        if let Some(mode) = mode {
+            emulator::set_mode(mode);
+        }
+        let gpu = open();
+        let outputs = case(&gpu).unwrap_or_else(|e| panic!("in mode {mode:?}: {e}"));
+        let bytes: Vec<Vec<u8>> = outputs
+            .iter()
+            .map(|t| {
+                t.device_bytes()
+                    .unwrap_or_else(|e| panic!("in mode {mode:?}: {e}"))
+            })
+            .collect();
+        match &first {
+            None => {
+                let cpu = outputs.iter().map(|t| t.to_cpu().unwrap()).collect();
+                first = Some((bytes, cpu));
+            }
+            Some((expected, _)) => {
+                for (i, (a, b)) in expected.iter().zip(&bytes).enumerate() {
+                    assert!(a == b, "output {i} has other bits in mode {mode:?}");
+                }
+            }
+        }
+    }
+    first.expect("at least one mode").1
+}
+
+/// Runs `case` once in the plainest mode: for errors, and for what a mode cannot change.
+#[track_caller]
+pub fn once<R>(case: impl FnOnce(&Gpu) -> R) -> R {
+    let _one = lock();
+    if emulated() {
+        emulator::set_mode(Mode::ALL[0]);
+    }
+    case(&open())
+}
+
+/// Values of a shape, uniform in about [-1, 1], the same for the same seed.
+pub fn values(shape: Shape, seed: u64) -> Tensor {
+    let mut stream = noiseforge::rng::Stream::new(seed, 77, 0);
+    let data = (0..shape.len())
+        .map(|_| (2.0 * stream.uniform() - 1.0) as f32)
+        .collect();
+    Tensor::from_vec::<f32>(shape, data).unwrap()
+}
+
+/// The values that survive rounding to a dtype, still on the CPU in f32.
+pub fn rounded(x: &Tensor, dtype: DType) -> Tensor {
+    let round = |v: f32| match dtype {
+        DType::BF16 => half::bf16::from_f32(v).to_f32(),
+        DType::F16 => half::f16::from_f32(v).to_f32(),
+        _ => v,
+    };
+    let data = x.data::<f32>().iter().map(|&v| round(v)).collect();
+    Tensor::from_vec::<f32>(x.shape(), data).unwrap()
+}
+
+/// The element types of activations on a GPU.
+pub const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// Half a unit in the last place of 1: the relative rounding error of a dtype.
+pub fn epsilon(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => (-24f64).exp2(),
+        DType::F16 => (-11f64).exp2(),
+        DType::BF16 => (-8f64).exp2() / 2.0,
+        DType::F64 => (-53f64).exp2(),
+    }
+}
+
+/// Largest distance between two tensors of one shape.
+#[track_caller]
+pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.shape(), b.shape());
+    let pairs = a.to_f64_vec().into_iter().zip(b.to_f64_vec());
+    pairs.fold(0.0, |worst: f64, (a, b)| {
+        let d = (a - b).abs();
+        // NaN must not pass.
+        if d.is_nan() {
+            f64::INFINITY
+        } else {
+            worst.max(d)
+        }
+    })
+}
