@@ -182,7 +182,7 @@ impl Tensor {
     /// graphs rely on.
     ///
     /// Errors: another shape or type; a fault of the device.
-    pub(crate) fn copy_from(&mut self, from: &Tensor) -> Result<()> {
+    pub fn copy_from(&mut self, from: &Tensor) -> Result<()> {
         from.expect(
             "Tensor::copy_from",
             "from",

@@ -1,0 +1,339 @@
+//! Every kernel on the GPU, timed by the device's own clock: time, GB/s or TFLOP/s, and the share of
+//! what this device was measured to do; the fused ops beside the unfused ones in the same run.
+//!
+//! `NOISEFORGE_BENCH_CSV=FILE` also writes the table as CSV. Without a GPU it says so and ends.
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use criterion::{Criterion, Throughput};
+use noiseforge::gpu::{Gpu, Timer};
+use noiseforge::models::{Arch, Config, Model};
+use noiseforge::nn::{Grads, Mode, Pass};
+use noiseforge::ops::batch_norm::{self, Activation, Running};
+use noiseforge::ops::conv2d::{self, Conv2d};
+use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
+use noiseforge::ops::pool2d::{self, Pool2d};
+use noiseforge::ops::{add, noisy_conv2d, relu};
+use noiseforge::rng::Stream;
+use noiseforge::tensor::{DType, Device};
+use noiseforge::{Shape, Tensor};
+
+/// Images of a batch.
+const BATCH: usize = 128;
+
+/// What bounds an op.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Bytes that must move: each input read once, each output written once.
+    Bytes(usize),
+    /// Floating-point operations, a multiply-add counted as two.
+    Flops(usize),
+}
+
+struct Line {
+    name: String,
+    work: Work,
+    seconds: f64,
+}
+
+/// Runs cases through criterion and keeps the medians.
+struct Bench {
+    criterion: RefCell<Criterion>,
+    gpu: Gpu,
+    timer: Timer,
+    lines: RefCell<Vec<Line>>,
+}
+
+impl Bench {
+    /// `call` must not wait for the device. Criterion chooses how often it is repeated between two
+    /// events, so that launches overlap as they do in a network.
+    fn case(&self, name: &str, work: Work, mut call: impl FnMut() -> Result<()>) -> Result<()> {
+        // Loads the kernels, fills the pool, and shows an error once.
+        call().with_context(|| name.to_string())?;
+        self.gpu.synchronize()?;
+        let samples = RefCell::new(Vec::new());
+        let mut criterion = self.criterion.borrow_mut();
+        let mut group = criterion.benchmark_group("gpu");
+        group.throughput(match work {
+            Work::Bytes(n) => Throughput::Bytes(n as u64),
+            Work::Flops(n) => Throughput::Elements(n as u64),
+        });
+        group.bench_function(name, |b| {
+            b.iter_custom(|iterations| {
+                let run = || (0..iterations).try_for_each(|_| call().map_err(to_library));
+                let seconds = self.timer.time(run).expect("a case that ran before");
+                samples.borrow_mut().push(seconds / iterations as f64);
+                Duration::from_secs_f64(seconds)
+            });
+        });
+        group.finish();
+        let mut samples = samples.into_inner();
+        samples.sort_by(f64::total_cmp);
+        if let Some(&seconds) = samples.get(samples.len() / 2) {
+            self.lines.borrow_mut().push(Line {
+                name: name.to_string(),
+                work,
+                seconds,
+            });
+        }
+        Ok(())
+    }
+
+    /// Uniform in [-1, 1], on the GPU.
+    fn values(&self, shape: Shape, dtype: DType, seed: u64) -> Result<Tensor> {
+        let mut stream = Stream::new(seed, 98, 0);
+        let data = (0..shape.len())
+            .map(|_| (2.0 * stream.uniform() - 1.0) as f32)
+            .collect();
+        let x = Tensor::from_vec::<f32>(shape, data)?;
+        Ok(x.to_gpu(&self.gpu)?.to_dtype(dtype)?)
+    }
+}
+
+fn to_library(e: anyhow::Error) -> noiseforge::Error {
+    e.downcast().expect("the library's error")
+}
+
+fn noise_of(rows: usize, normals: Normals) -> Noise {
+    Noise {
+        key: Key::consecutive(7, Purpose::Train, 0, rows, 3),
+        layer: 1,
+        sigma: 0.1,
+        normals,
+    }
+}
+
+/// Copying is what memory-bound kernels are measured against.
+fn ceilings(b: &Bench) -> Result<()> {
+    let x = b.values(Shape::new(1024, 32, 32, 64), DType::F32, 1)?;
+    let mut y = x.zeros_like()?;
+    b.case("copy 256 MiB", Work::Bytes(2 * 4 * x.shape().len()), || {
+        Ok(y.copy_from(&x)?)
+    })
+}
+
+fn memory_bound(b: &Bench) -> Result<()> {
+    let shape = Shape::new(1024, 32, 32, 64);
+    let n = shape.len();
+    for dtype in [DType::F32, DType::BF16] {
+        let size = dtype.size();
+        let x = b.values(shape, dtype, 1)?;
+        let z = b.values(shape, dtype, 2)?;
+        let c = Shape::vector(shape.c);
+        let gamma = b.values(c, DType::F32, 3)?;
+        let beta = b.values(c, DType::F32, 4)?;
+        for normals in [Normals::Fast, Normals::Precise] {
+            let noise = noise_of(shape.n, normals);
+            let name = format!("noise {normals:?} {dtype}").to_lowercase();
+            b.case(&name, Work::Bytes(2 * size * n), || {
+                noise::forward(&x, &noise)?;
+                Ok(())
+            })?;
+        }
+        b.case(&format!("relu {dtype}"), Work::Bytes(2 * size * n), || {
+            relu::forward(x.clone(), None)?;
+            Ok(())
+        })?;
+        b.case(&format!("add {dtype}"), Work::Bytes(3 * size * n), || {
+            add::forward(x.clone(), &z)?;
+            Ok(())
+        })?;
+        let pool = Pool2d { k: 2, stride: 2 };
+        let bytes = size * (n + n / 4) + n / 4;
+        b.case(&format!("max pool 2x2 {dtype}"), Work::Bytes(bytes), || {
+            pool2d::max_forward(&x, pool)?;
+            Ok(())
+        })?;
+        let device = Device::Gpu(b.gpu.clone());
+        let mut running = Running {
+            mean: Tensor::full_on(&device, c, DType::F32, 0.0)?,
+            var: Tensor::full_on(&device, c, DType::F32, 1.0)?,
+        };
+        let affine = Some((&gamma, &beta));
+        b.case(
+            &format!("batch norm + relu, train {dtype}"),
+            Work::Bytes(3 * size * n),
+            || {
+                batch_norm::forward_train(&x, affine, &mut running, Activation::Relu)?;
+                Ok(())
+            },
+        )?;
+        b.case(
+            &format!("batch norm + relu, eval {dtype}"),
+            Work::Bytes(2 * size * n),
+            || {
+                batch_norm::forward_eval(&x, affine, &running, Activation::Relu)?;
+                Ok(())
+            },
+        )?;
+        let (_, saved) = batch_norm::forward_train(&x, affine, &mut running, Activation::Relu)?;
+        let mut dgamma = gamma.zeros_like()?;
+        let mut dbeta = beta.zeros_like()?;
+        b.case(
+            &format!("batch norm + relu, backward {dtype}"),
+            Work::Bytes(5 * size * n),
+            || {
+                let grads = Some((&mut dgamma, &mut dbeta));
+                batch_norm::backward(z.clone(), &x, affine, &saved, Activation::Relu, grads)?;
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+fn convolutions(b: &Bench) -> Result<()> {
+    let conv = Conv2d {
+        stride: 1,
+        pad: 1,
+        groups: 1,
+    };
+    for dtype in [DType::F32, DType::BF16] {
+        for (c_in, c_out, size) in [
+            (3, 64, 32),
+            (64, 64, 32),
+            (128, 128, 16),
+            (256, 256, 8),
+            (512, 512, 4),
+            (512, 512, 2),
+        ] {
+            let x_shape = Shape::new(BATCH, size, size, c_in);
+            let x = b.values(x_shape, dtype, 1)?;
+            let w = b.values(Shape::new(c_out, 3, 3, c_in), DType::F32, 2)?;
+            let dy = b.values(x_shape.with_c(c_out), dtype, 3)?;
+            let mut dw = w.zeros_like()?;
+            let noise = noise_of(BATCH, Normals::Fast);
+            let flops = Work::Flops(2 * dy.shape().len() * 9 * c_in);
+            let name = |what: &str| format!("{what} {c_in}>{c_out} {size}x{size} {dtype}");
+            b.case(&name("conv"), flops, || {
+                conv2d::forward(&x, &w, None, conv)?;
+                Ok(())
+            })?;
+            b.case(&name("noise then conv"), flops, || {
+                conv2d::forward(&noise::forward(&x, &noise)?, &w, None, conv)?;
+                Ok(())
+            })?;
+            b.case(&name("noisy conv"), flops, || {
+                noisy_conv2d::forward(&x, &noise, &w, None, conv)?;
+                Ok(())
+            })?;
+            b.case(&name("conv input grad"), flops, || {
+                conv2d::input_grad(&dy, &w, x_shape, conv)?;
+                Ok(())
+            })?;
+            b.case(&name("conv weight grad"), flops, || {
+                Ok(conv2d::weight_grad(&dy, &x, &mut dw, None, conv)?)
+            })?;
+            b.case(&name("noisy conv weight grad"), flops, || {
+                Ok(noisy_conv2d::weight_grad(
+                    &dy, &x, &noise, &mut dw, None, conv,
+                )?)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Forward and backward of whole networks; 6 and 2 GFLOP an image are VGG16's.
+fn networks(b: &Bench) -> Result<()> {
+    let input = Shape::new(1, 32, 32, 3);
+    for dtype in [DType::F32, DType::BF16] {
+        for (arch, flops) in [(Arch::Vgg16, 626_000_000)] {
+            let config = Config::new(arch, input, 10).with_noise(0.2, 0.1);
+            let mut model = Model::new(config, 0)?;
+            model.to(&Device::Gpu(b.gpu.clone()), dtype)?;
+            let x = b.values(input.with_n(BATCH), DType::F32, 1)?;
+            let dy = b.values(Shape::new(BATCH, 1, 1, 10), DType::F32, 2)?;
+            let key = Key::consecutive(0, Purpose::Train, 0, BATCH, 0);
+            let pass = |mode, record| Pass {
+                mode,
+                noise: Some(key.clone()),
+                record,
+            };
+            let work = |passes: usize| Work::Flops(passes * flops * BATCH);
+            b.case(&format!("{arch} forward {dtype}"), work(1), || {
+                model.forward(x.clone(), &pass(Mode::Eval, false))?;
+                Ok(())
+            })?;
+            b.case(
+                &format!("{arch} forward and input gradient {dtype}"),
+                work(2),
+                || {
+                    model.forward(x.clone(), &pass(Mode::Eval, true))?;
+                    model.backward(dy.clone(), Grads::InputOnly)?;
+                    Ok(())
+                },
+            )?;
+            b.case(&format!("{arch} training pass {dtype}"), work(3), || {
+                model.forward(x.clone(), &pass(Mode::Train, true))?;
+                model.backward(dy.clone(), Grads::Accumulate)?;
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn report(b: &Bench) -> Result<()> {
+    let lines = b.lines.borrow();
+    let rate = |line: &Line| match line.work {
+        Work::Bytes(n) => n as f64 / line.seconds / 1e9,
+        Work::Flops(n) => n as f64 / line.seconds / 1e12,
+    };
+    let copy = lines.iter().find(|l| l.name.starts_with("copy")).map(rate);
+    let mut csv = String::from("case,microseconds,rate,unit,share_of_copy\n");
+    println!(
+        "\n{:<44} {:>12} {:>10} {:>8} {:>9}",
+        "case", "us", "rate", "", "of copy"
+    );
+    for line in lines.iter() {
+        let (unit, share) = match (line.work, copy) {
+            (Work::Bytes(_), Some(copy)) => ("GB/s", format!("{:.2}", rate(line) / copy)),
+            (Work::Bytes(_), None) => ("GB/s", String::new()),
+            (Work::Flops(_), _) => ("TFLOP/s", String::new()),
+        };
+        let (us, rate) = (line.seconds * 1e6, rate(line));
+        println!(
+            "{:<44} {us:>12.2} {rate:>10.2} {unit:>8} {share:>9}",
+            line.name
+        );
+        csv += &format!("{},{us:.3},{rate:.4},{unit},{share}\n", line.name);
+    }
+    if let Some(path) = std::env::var_os("NOISEFORGE_BENCH_CSV") {
+        std::fs::File::create(&path)
+            .and_then(|mut file| file.write_all(csv.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let gpu = match Gpu::open(0) {
+        Ok(gpu) => gpu,
+        Err(e) => {
+            println!("skipped: {e}");
+            return Ok(());
+        }
+    };
+    println!("{gpu:?}");
+    let criterion = Criterion::default()
+        .configure_from_args()
+        .warm_up_time(Duration::from_millis(50))
+        .measurement_time(Duration::from_millis(200))
+        .sample_size(10)
+        .without_plots();
+    let bench = Bench {
+        criterion: RefCell::new(criterion),
+        timer: Timer::new(&gpu)?,
+        gpu,
+        lines: RefCell::new(Vec::new()),
+    };
+    ceilings(&bench)?;
+    memory_bound(&bench)?;
+    convolutions(&bench)?;
+    networks(&bench)?;
+    report(&bench)
+}
