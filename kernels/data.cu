@@ -10,7 +10,7 @@
 /// Pixel (y, x) of a row is pixel (y + dy, x' + dx) of the image, `x' = flip ? w - 1 - x : x`, and 0
 /// outside of it. A thread makes a 16-byte vector of a row, or as many single elements where rows are not
 /// made of vectors; `blocks` blocks share a row.
-template <class T, bool BYTES, bool VECTORS>
+template <class T, bool U8, bool VECTORS>
 KERNEL(256) data_gather(T *x, uint32_t *labels, Row *rows, const uint8_t *bytes, const float *floats,
                         const uint32_t *all_labels, const Pick *plan, uint64_t planned, const Cursor *cursor,
                         uint32_t stride, uint32_t h, uint32_t w, uint32_t c, uint32_t blocks) {
@@ -36,7 +36,7 @@ KERNEL(256) data_gather(T *x, uint32_t *labels, Row *rows, const uint8_t *bytes,
     float value = 0;
     if (inside && first + j < len) {
       uint64_t at = image + (uint64_t(from_y) * w + from_x) * c + channel;
-      value = BYTES ? float(bytes[at]) / 255.0f : floats[at];
+      value = U8 ? float(bytes[at]) / 255.0f : floats[at];
     }
     out.v[j] = gpu::from_f32<T>(value);
     if (++channel == c) {

@@ -20,10 +20,10 @@ KERNEL(256) margin_forward_backward(T *dlogits, Margin *margins, const T *logits
   double sign = towards ? -1.0 : 1.0;
   double margin = sign * (double(own.value) - double(other.value));
   bool hinged = margin <= -kappa;
-  double d = hinged ? 0.0 : sign * (weight ? weight[r] : 1.0) * double(scale);
+  double d = sign * (weight ? weight[r] : 1.0) * double(scale);
   double bad = 0;
   for (uint32_t i = rowwise::lane(); i < count; i += 32) {
-    dz[i] = rowwise::from_f64<T>(i == t ? d : i == other.at ? -d : 0.0);
+    dz[i] = rowwise::from_f64<T>(hinged ? 0.0 : i == t ? d : i == other.at ? -d : 0.0);
     bad += isfinite(gpu::to_f32(z[i])) ? 0.0 : 1.0;
   }
   bad = rowwise::warp_sum(bad);

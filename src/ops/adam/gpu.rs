@@ -4,7 +4,7 @@ use super::Adam;
 use crate::error::Result;
 use crate::gpu::kernels::{self, adam as launch};
 use crate::gpu::{Gpu, launch_blocks, launch_size};
-use crate::ops::step::{Cursor, LossScale, MultiTensor, Rates};
+use crate::ops::step::{Cursor, LossScale, MultiTensor, LearningRates};
 use crate::tensor::Tensor;
 
 impl From<Adam> for kernels::Adam {
@@ -52,7 +52,7 @@ pub(super) fn step(
 pub(super) fn step_all(
     op: &'static str,
     tensors: &MultiTensor,
-    rates: &Rates,
+    rates: &LearningRates,
     cursor: &Cursor,
     scale: &LossScale,
     adam: Adam,

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::simd::{BLOCK, block_of, multiversion};
 use crate::dispatch;
 use crate::error::{Error, Result};
-use crate::ops::step::{Cursor, LossScale, MultiTensor, Rates};
+use crate::ops::step::{Cursor, LossScale, MultiTensor, LearningRates};
 use crate::tensor::{Real, Tensor};
 
 /// Hyper-parameters.
@@ -127,7 +127,7 @@ pub fn step(
 /// `lr` or `eps` negative or not finite.
 pub fn step_all(
     tensors: &MultiTensor,
-    rates: &Rates,
+    rates: &LearningRates,
     cursor: &Cursor,
     scale: &mut LossScale,
     adam: Adam,

@@ -4,7 +4,7 @@ use super::Sgd;
 use crate::error::Result;
 use crate::gpu::kernels::sgd as kernels;
 use crate::gpu::{Gpu, launch_blocks};
-use crate::ops::step::{Cursor, LossScale, MultiTensor, Rates};
+use crate::ops::step::{Cursor, LossScale, MultiTensor, LearningRates};
 use crate::tensor::Tensor;
 
 /// One tensor; the gradient stays.
@@ -36,7 +36,7 @@ pub(super) fn step(
 pub(super) fn step_all(
     op: &'static str,
     tensors: &MultiTensor,
-    rates: &Rates,
+    rates: &LearningRates,
     cursor: &Cursor,
     scale: &LossScale,
     sgd: Sgd,

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::simd::{BLOCK, multiversion};
 use crate::dispatch;
 use crate::error::{Error, Result};
-use crate::ops::step::{Cursor, LossScale, MultiTensor, Rates};
+use crate::ops::step::{Cursor, LossScale, MultiTensor, LearningRates};
 use crate::tensor::{Real, Tensor};
 
 /// Hyper-parameters of a step.
@@ -75,7 +75,7 @@ pub fn step(w: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, sgd: Sgd) -> R
 /// hyper-parameter that is negative or not finite.
 pub fn step_all(
     tensors: &MultiTensor,
-    rates: &Rates,
+    rates: &LearningRates,
     cursor: &Cursor,
     scale: &mut LossScale,
     sgd: Sgd,

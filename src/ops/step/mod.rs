@@ -152,17 +152,17 @@ pub fn end(scale: Option<&mut LossScale>, cursor: &mut Cursor) -> Result<()> {
 }
 
 /// The learning rate of every step of an epoch, on the device.
-pub struct Rates(Buffer<f64>);
+pub struct LearningRates(Buffer<f64>);
 
-impl Rates {
-    /// For epochs of this many steps; [`Rates::set`] comes before the first.
+impl LearningRates {
+    /// For epochs of this many steps; [`LearningRates::set`] comes before the first.
     ///
     /// Errors: no step; not enough device memory.
     pub fn new(gpu: &Gpu, steps: usize) -> Result<Self> {
         if steps == 0 {
-            return Err(Error::argument("Rates::new", "steps", "at least 1", steps));
+            return Err(Error::argument("LearningRates::new", "steps", "at least 1", steps));
         }
-        Ok(Rates(gpu.zeros(steps)?))
+        Ok(LearningRates(gpu.zeros(steps)?))
     }
 
     /// The rates of an epoch, one a step, in the place of the last epoch's.
@@ -170,7 +170,7 @@ impl Rates {
     /// Errors: another number of steps; a rate that is negative or not finite; a fault of the device.
     pub fn set(&mut self, rates: &[f64]) -> Result<()> {
         for &rate in rates {
-            Error::unless_not_negative("Rates::set", "rates", rate)?;
+            Error::unless_not_negative("LearningRates::set", "rates", rate)?;
         }
         self.0.write(rates)
     }
