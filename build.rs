@@ -63,7 +63,8 @@ fn run() -> Result<(), String> {
 
     let found = match env::var("KERNELS").as_deref().unwrap_or("auto") {
         "skip" => Err("it was built with KERNELS=skip".to_string()),
-        "require" => Ok(find_nvcc(&root).map_err(|why| format!("KERNELS=require: {why}"))?),
+        "require" => Ok(find_nvcc(&root)
+            .map_err(|why| format!("KERNELS=require: {why}; scripts/get-nvcc installs it"))?),
         "auto" => find_nvcc(&root).inspect_err(|why| {
             println!(
                 "cargo:warning=no GPU kernels in this build: {why}. The CPU part works; for the \

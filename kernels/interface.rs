@@ -240,18 +240,18 @@ impl Interface {
 
     /// The same from names and texts.
     fn parse(mut sources: Vec<(String, String)>) -> Result<Interface, String> {
-        // Headers first: what they declare is visible in the kernel files.
-        sources.sort_by_key(|(name, _)| (!name.ends_with(".cuh"), name.clone()));
-        let mut shared = parse::Scope::default();
+        sources.sort();
+        let mut scope = parse::Scope::default();
         let mut files = Vec::new();
-        for (name, text) in sources {
+        // What a header declares is visible in every file behind it.
+        for index in include_order(&sources) {
+            let (name, text) = sources[index].clone();
             let header = name.ends_with(".cuh");
-            let mut scope = shared.clone();
-            let file = parse::file(name, text, &mut scope)?;
+            let mut own = scope.clone();
+            files.push(parse::file(name, text, &mut own)?);
             if header {
-                shared = scope;
+                scope = own;
             }
-            files.push(file);
         }
 
         // The driver and the emulator find kernels by name alone.
@@ -355,6 +355,36 @@ impl Interface {
             .find(is_it)
             .unwrap_or_else(|| panic!("no kernel file {stem}.cu"))
     }
+}
+
+/// Headers before files, and every header behind those that it includes.
+fn include_order(sources: &[(String, String)]) -> Vec<usize> {
+    fn visit(
+        index: usize,
+        sources: &[(String, String)],
+        order: &mut Vec<usize>,
+        open: &mut Vec<usize>,
+    ) {
+        if order.contains(&index) || open.contains(&index) {
+            return;
+        }
+        open.push(index);
+        for include in lex::includes(&sources[index].1) {
+            if let Some(next) = sources.iter().position(|(name, _)| *name == include) {
+                visit(next, sources, order, open);
+            }
+        }
+        order.push(index);
+    }
+    let mut order = Vec::new();
+    for headers in [true, false] {
+        for (index, (name, _)) in sources.iter().enumerate() {
+            if name.ends_with(".cuh") == headers {
+                visit(index, sources, &mut order, &mut Vec::new());
+            }
+        }
+    }
+    order
 }
 
 fn instance_cpp(

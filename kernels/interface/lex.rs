@@ -24,6 +24,11 @@ pub fn fault<T>(line: usize, message: impl Into<String>) -> Parsed<T> {
     Err(Fault(line, message.into()))
 }
 
+/// The files that a text includes by `#include "..."`.
+pub fn includes(text: &str) -> Vec<String> {
+    Source::lex(text).includes
+}
+
 /// A file as tokens, and the place that is read next.
 pub struct Source<'a> {
     pub tokens: Vec<Token<'a>>,

@@ -159,6 +159,27 @@ fn structs_follow_the_rules_of_c() {
 }
 
 #[test]
+fn headers_are_read_behind_what_they_include() {
+    let interface = parse(&[
+        (
+            "a.cuh",
+            "#include \"b.cuh\"\nstruct Outer { Inner x, y[N]; };\n",
+        ),
+        (
+            "b.cuh",
+            "#include \"a.cuh\"\nconstexpr int N = 2;\nstruct Inner { uint32_t x; };\n",
+        ),
+        ("op.cu", "KERNEL(32) f(Outer o, float *y) {}\n"),
+    ]);
+    assert!(
+        interface
+            .unwrap()
+            .rust()
+            .contains("assert!(size_of::<Outer>() == 12);")
+    );
+}
+
+#[test]
 fn structs_that_no_kernel_takes_stay_out() {
     let rust = kernel_file("struct Lanes { float x[4]; };\nKERNEL(32) f(float *y) {}\n").rust();
     assert!(!rust.contains("Lanes"), "{rust}");
