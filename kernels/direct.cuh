@@ -76,7 +76,7 @@ __device__ __forceinline__ void load_weights(float *to, const float *w, const Di
   if constexpr (!GRAD) {
     const uint32_t c_in = p.from.c / p.groups, c_out = p.to.c / p.groups;
     const uint32_t low = place.group * c_in;
-    const uint32_t quads_log2 = 30 - __clz(channels);
+    const uint32_t quads_log2 = 29 - __clz(channels);
     // Consecutive threads take consecutive columns, so that their stores meet no bank twice.
     const uint32_t at = threadIdx.x % COLS;
     const uint32_t o = at % (COLS / 2) / 4 * 8 + at / (COLS / 2) * 4 + at % 4 + place.channel;

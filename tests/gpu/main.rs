@@ -3,6 +3,7 @@
 mod adam;
 mod add;
 mod conv2d;
+mod tmpconv;
 mod data;
 mod device;
 mod ensemble;
