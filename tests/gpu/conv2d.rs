@@ -141,3 +141,231 @@ fn agrees_with_the_cpu() {
         }
     }
 }
+
+fn conv(stride: usize, pad: usize, groups: usize) -> Conv2d {
+    Conv2d {
+        stride,
+        pad,
+        groups,
+    }
+}
+
+fn tensor(shape: Shape, values: &[f32]) -> Tensor {
+    Tensor::from_vec(shape, values.to_vec()).unwrap()
+}
+
+#[test]
+fn known_answers() {
+    // The middle tap of a kernel of ones sees 9, the border 6, the corners 4 pixels.
+    let x = Tensor::full(Shape::new(1, 3, 3, 1), DType::F32, 1.0);
+    let w = Tensor::full(Shape::new(1, 3, 3, 1), DType::F32, 1.0);
+    let b = tensor(Shape::vector(1), &[0.5]);
+    // Every output pixel reads one pixel, through tap (u, v) of weight 3 u + v.
+    let taps = tensor(Shape::new(1, 3, 3, 1), &[0., 1., 2., 3., 4., 5., 6., 7., 8.]);
+    let dot = |at: usize| {
+        let mut x = Tensor::zeros(Shape::new(1, 3, 3, 1), DType::F32);
+        x.data_mut::<f32>()[at] = 1.0;
+        x
+    };
+    // 5 pixels, kernel 2, stride 2: the last row and column are never read.
+    let ones = Tensor::full(Shape::new(3, 2, 2, 2), DType::F32, 1.0);
+    let dy = Tensor::full(Shape::new(1, 2, 2, 3), DType::F32, 1.0);
+    let found = run(|gpu| {
+        let to = |t: &Tensor| t.to_gpu(gpu);
+        let mut dw = to(&w)?;
+        let mut db = to(&b)?;
+        conv2d::weight_grad(&to(&x)?, &to(&x)?, &mut dw, Some(&mut db), conv(1, 1, 1))?;
+        Ok(vec![
+            conv2d::forward(&to(&x)?, &to(&w)?, Some(&to(&b)?), conv(1, 1, 1))?,
+            conv2d::forward(&to(&dot(4))?, &to(&taps)?, None, conv(1, 1, 1))?,
+            conv2d::input_grad(&to(&dot(0))?, &to(&taps)?, x.shape(), conv(1, 1, 1))?,
+            conv2d::input_grad(&to(&dy)?, &to(&ones)?, Shape::new(1, 5, 5, 2), conv(2, 0, 1))?,
+            dw,
+            db,
+        ])
+    });
+    assert_eq!(found[0].data::<f32>(), [4.5, 6.5, 4.5, 6.5, 9.5, 6.5, 4.5, 6.5, 4.5]);
+    assert_eq!(found[1].data::<f32>(), [8., 7., 6., 5., 4., 3., 2., 1., 0.]);
+    assert_eq!(found[2].data::<f32>(), [4., 5., 0., 7., 8., 0., 0., 0., 0.]);
+    for (at, &value) in found[3].data::<f32>().iter().enumerate() {
+        let (row, col) = (at / 10, at / 2 % 5);
+        assert_eq!(value, if row < 4 && col < 4 { 3.0 } else { 0.0 });
+    }
+    assert_eq!(found[4].data::<f32>(), [5., 7., 5., 7., 10., 7., 5., 7., 5.]);
+    assert_eq!(found[5].data::<f32>(), [9.5]);
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    for case in CASES.iter().copied().map(Case::new).filter(|case| case.x.n > 1) {
+        let i = case.inputs(DType::F32);
+        for row in [0, case.x.n - 1] {
+            let found = run(|gpu| {
+                let (x, dy) = (i.x.to_gpu(gpu)?, i.dy.to_gpu(gpu)?);
+                let (w, b) = (i.w.to_gpu(gpu)?, i.b.to_gpu(gpu)?);
+                let only = |t: &Tensor| t.gather_rows(&[row]);
+                let shape = case.x.with_n(1);
+                Ok(vec![
+                    only(&conv2d::forward(&x, &w, Some(&b), case.conv)?)?,
+                    conv2d::forward(&only(&x)?, &w, Some(&b), case.conv)?,
+                    only(&conv2d::input_grad(&dy, &w, case.x, case.conv)?)?,
+                    conv2d::input_grad(&only(&dy)?, &w, shape, case.conv)?,
+                ])
+            });
+            assert_eq!(found[0].data::<f32>(), found[1].data::<f32>(), "{case:?} y {row}");
+            assert_eq!(found[2].data::<f32>(), found[3].data::<f32>(), "{case:?} dx {row}");
+        }
+    }
+}
+
+#[test]
+fn both_widths_of_a_block_give_the_same_bits() {
+    // One row leaves a GPU idle and takes blocks of 8 output channels, many rows take blocks of 64.
+    let case = Case::new([260, 4, 4, 64, 17, 3, 1, 1, 1]);
+    let i = case.inputs(DType::F32);
+    let (all, alone) = once(|gpu| -> Result<_> {
+        let (x, w) = (i.x.to_gpu(gpu)?, i.w.to_gpu(gpu)?);
+        let all = conv2d::forward(&x, &w, None, case.conv)?.gather_rows(&[259])?;
+        let alone = conv2d::forward(&x.gather_rows(&[259])?, &w, None, case.conv)?;
+        Ok((all.to_cpu()?, alone.to_cpu()?))
+    })
+    .unwrap();
+    assert_eq!(all.data::<f32>(), alone.data::<f32>());
+}
+
+#[test]
+fn a_nan_stays_where_it_is_read() {
+    // Pixel (0, 0) of a stride of 2 without padding is read, pixel (1, 1) is not.
+    for (at, is_read) in [(0, true), (5 * 8 + 8, false)] {
+        let mut x = values(Shape::new(1, 5, 5, 8), 1);
+        x.data_mut::<f32>()[at] = f32::NAN;
+        let w = values(Shape::new(70, 1, 1, 8), 2);
+        let dy = values(Shape::new(1, 3, 3, 70), 3);
+        let found = run(|gpu| {
+            let x = x.to_gpu(gpu)?;
+            let mut dw = w.to_gpu(gpu)?;
+            conv2d::weight_grad(&dy.to_gpu(gpu)?, &x, &mut dw, None, conv(2, 0, 1))?;
+            Ok(vec![conv2d::forward(&x, &w.to_gpu(gpu)?, None, conv(2, 0, 1))?, dw])
+        });
+        // One pixel of y, one input channel of dw.
+        let count = |t: &Tensor| t.count_not_finite().unwrap();
+        assert_eq!(count(&found[0]), if is_read { 70 } else { 0 });
+        assert_eq!(count(&found[1]), if is_read { 70 } else { 0 });
+    }
+    // Neighbouring groups share a window of eight channels, and no NaN.
+    let mut x = values(Shape::new(1, 2, 2, 6), 1);
+    x.data_mut::<f32>()[0] = f32::NAN;
+    let w = values(Shape::new(6, 1, 1, 2), 2);
+    let found = run(|gpu| {
+        Ok(vec![conv2d::forward(&x.to_gpu(gpu)?, &w.to_gpu(gpu)?, None, conv(1, 0, 3))?])
+    });
+    assert_eq!(found[0].count_not_finite().unwrap(), 2);
+}
+
+#[test]
+fn linear_layers_are_convolutions_of_one_pixel() {
+    for (n, c_in, c_out) in [(1, 1, 1), (7, 12, 10), (130, 20, 33), (3, 200, 70)] {
+        for dtype in DTYPES {
+            let (x_shape, y_shape) = (Shape::new(n, 1, 1, c_in), Shape::new(n, 1, 1, c_out));
+            let x = rounded(&values(x_shape, 1), dtype);
+            let dy = rounded(&values(y_shape, 2), dtype);
+            let (w, b) = (values(Shape::new(c_out, 1, 1, c_in), 3), values(Shape::vector(c_out), 4));
+            let all = |activation: &dyn Fn(&Tensor) -> Result<Tensor>,
+                       parameter: &dyn Fn(&Tensor) -> Result<Tensor>| {
+                let (x, dy, w, b) = (activation(&x)?, activation(&dy)?, parameter(&w)?, parameter(&b)?);
+                let (mut dw, mut db) = (parameter(&w)?, parameter(&b)?);
+                linear::weight_grad(&dy, &x, &mut dw, Some(&mut db))?;
+                Ok(vec![
+                    linear::forward(&x, &w, Some(&b))?,
+                    linear::input_grad(&dy, &w)?,
+                    dw,
+                    db,
+                ])
+            };
+            let found =
+                run(|gpu| all(&|t| t.to_gpu(gpu)?.to_dtype(dtype), &|t| t.to_gpu(gpu)));
+            let on_cpu = |dtype| all(&|t| t.to_dtype(dtype), &|t| t.to_dtype(dtype)).unwrap();
+            let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
+            for (i, dtype) in [dtype, dtype, DType::F32, DType::F32].into_iter().enumerate() {
+                let reference = Reference {
+                    exact: &exact[i],
+                    single: &single[i],
+                };
+                reference.assert_close(&format!("{n} {c_in} {c_out} {i}"), &found[i], dtype);
+            }
+        }
+    }
+}
+
+#[test]
+fn bad_arguments_are_named() {
+    let x = values(Shape::new(2, 4, 5, 6), 1);
+    let w = values(Shape::new(8, 3, 3, 6), 2);
+    let b = values(Shape::vector(8), 3);
+    let dy = values(Shape::new(2, 4, 5, 8), 4);
+    let conv = conv(1, 1, 1);
+    once(|gpu| {
+        let to = |t: &Tensor| t.to_gpu(gpu).unwrap();
+        let half = |t: &Tensor| to(t).to_dtype(DType::F16).unwrap();
+        let forward = |x: &Tensor, w: &Tensor, b: Option<&Tensor>| {
+            conv2d::forward(x, w, b, conv).unwrap_err().to_string()
+        };
+        let input_grad = |dy: &Tensor, w: &Tensor| {
+            conv2d::input_grad(dy, w, x.shape(), conv).unwrap_err().to_string()
+        };
+        let weight_grad = |dy: &Tensor, x: &Tensor, mut dw: Tensor, mut db: Tensor| {
+            let found = conv2d::weight_grad(dy, x, &mut dw, Some(&mut db), conv);
+            found.unwrap_err().to_string()
+        };
+        let large = to(&values(Shape::new(1, 513, 513, 1), 5));
+        let cases = [
+            (
+                forward(&to(&x), &w, None),
+                "conv2d::forward: w: expected [8, 3, 3, 6] f32 on cuda:0, found [8, 3, 3, 6] f32 on the CPU",
+            ),
+            (
+                forward(&x, &to(&w), None),
+                "conv2d::forward: w: expected [8, 3, 3, 6] f32 on the CPU, found [8, 3, 3, 6] f32 on cuda:0",
+            ),
+            (
+                forward(&half(&x), &half(&w), None),
+                "conv2d::forward: w: expected [8, 3, 3, 6] f32 on cuda:0, found [8, 3, 3, 6] f16 on cuda:0",
+            ),
+            (
+                forward(&half(&x), &to(&w), Some(&b)),
+                "conv2d::forward: b: expected [1, 1, 1, 8] f32 on cuda:0, found [1, 1, 1, 8] f32 on the CPU",
+            ),
+            (
+                input_grad(&dy, &to(&w)),
+                "conv2d::input_grad: dy: expected [2, 4, 5, 8] f32 on cuda:0, found [2, 4, 5, 8] f32 on the CPU",
+            ),
+            (
+                input_grad(&half(&dy), &half(&w)),
+                "conv2d::input_grad: w: expected [8, 3, 3, 6] f32 on cuda:0, found [8, 3, 3, 6] f16 on cuda:0",
+            ),
+            (
+                weight_grad(&to(&dy), &half(&x), to(&w), to(&b)),
+                "conv2d::weight_grad: dy: expected [2, 4, 5, 8] f16 on cuda:0, found [2, 4, 5, 8] f32 on cuda:0",
+            ),
+            (
+                weight_grad(&to(&dy), &to(&x), w.clone(), to(&b)),
+                "conv2d::weight_grad: dw: expected [8, 3, 3, 6] f32 on cuda:0, found [8, 3, 3, 6] f32 on the CPU",
+            ),
+            (
+                weight_grad(&half(&dy), &half(&x), half(&w), to(&b)),
+                "conv2d::weight_grad: dw: expected [8, 3, 3, 6] f32 on cuda:0, found [8, 3, 3, 6] f16 on cuda:0",
+            ),
+            (
+                weight_grad(&to(&dy), &to(&x), to(&w), b.clone()),
+                "conv2d::weight_grad: db: expected [1, 1, 1, 8] f32 on cuda:0, found [1, 1, 1, 8] f32 on the CPU",
+            ),
+            (
+                forward(&large, &large, None),
+                "conv2d::forward: w: expected a kernel of at most 512 x 512 on a GPU, found [1, 513, 513, 1]",
+            ),
+        ];
+        for (found, expected) in cases {
+            assert_eq!(found, expected);
+        }
+    });
+}

@@ -3,7 +3,6 @@
 mod adam;
 mod add;
 mod conv2d;
-mod tmpconv;
 mod data;
 mod device;
 mod ensemble;
@@ -11,6 +10,7 @@ mod harness;
 mod loss;
 mod margin;
 mod noise;
+mod noisy_conv2d;
 mod numbers;
 mod pool2d;
 mod relu;
