@@ -5,6 +5,7 @@ mod data;
 mod device;
 mod ensemble;
 mod harness;
+mod networks;
 mod loss;
 mod margin;
 mod numbers;
