@@ -165,7 +165,7 @@ pub fn epsilon(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => (-24f64).exp2(),
         DType::F16 => (-11f64).exp2(),
-        DType::BF16 => (-8f64).exp2() / 2.0,
+        DType::BF16 => (-8f64).exp2(),
         DType::F64 => (-53f64).exp2(),
     }
 }
