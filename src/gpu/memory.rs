@@ -305,6 +305,7 @@ impl Gpu {
             free,
             total,
             in_use: self.memory_use().in_use,
+            batch_that_fits: None,
         }
     }
 
