@@ -2,6 +2,7 @@
 
 mod adam;
 mod add;
+mod conv2d;
 mod data;
 mod device;
 mod ensemble;
