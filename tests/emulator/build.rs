@@ -32,7 +32,12 @@ fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
     let kernels = here.join("../../kernels");
-    for path in [&here.join("emu"), &here.join("planted"), &here.join("instructions"), &kernels] {
+    for path in [
+        &here.join("emu"),
+        &here.join("planted"),
+        &here.join("instructions"),
+        &kernels,
+    ] {
         println!("cargo:rerun-if-changed={}", path.display());
     }
     println!("cargo:rerun-if-changed=build.rs");
@@ -44,7 +49,12 @@ fn main() {
 
     let library = out.join("libnoiseforge_emulator.so");
     let mut link = compiler.command();
-    link.args(["-shared", "-Wl,-soname,libcuda.so.1", "-Wl,-z,defs", "-pthread"]);
+    link.args([
+        "-shared",
+        "-Wl,-soname,libcuda.so.1",
+        "-Wl,-z,defs",
+        "-pthread",
+    ]);
     link.args(objects.iter().map(|object| object.path(&out)));
     link.arg("-ldl").arg("-o").arg(&library);
     succeed(&mut link, "linking the emulator");
@@ -58,7 +68,10 @@ fn main() {
     succeed(&mut link, "linking the emulator's second name");
 
     println!("cargo:rustc-env=NOISEFORGE_EMULATOR={}", library.display());
-    println!("cargo:rustc-env=NOISEFORGE_EMULATOR_ALIAS={}", alias.display());
+    println!(
+        "cargo:rustc-env=NOISEFORGE_EMULATOR_ALIAS={}",
+        alias.display()
+    );
 }
 
 /// Everything that goes into the library. Kernels first: they take longest.
@@ -118,13 +131,24 @@ struct Compiler {
 impl Compiler {
     fn new(here: &Path, kernels: &Path, headers: String) -> Compiler {
         let mut build = cc::Build::new();
-        build.cpp(true).cargo_metadata(false).opt_level(2).debug(false).pic(true);
+        build
+            .cpp(true)
+            .cargo_metadata(false)
+            .opt_level(2)
+            .debug(false)
+            .pic(true);
         let tool = match build.try_get_compiler() {
             Ok(tool) => tool,
-            Err(error) => panic!("the CUDA emulator needs a C++ compiler (g++ or clang++): {error}"),
+            Err(error) => {
+                panic!("the CUDA emulator needs a C++ compiler (g++ or clang++): {error}")
+            }
         };
         let kernels = kernels.canonicalize().expect("the folder was read");
-        Compiler { tool, includes: [here.to_path_buf(), kernels], headers }
+        Compiler {
+            tool,
+            includes: [here.to_path_buf(), kernels],
+            headers,
+        }
     }
 
     fn command(&self) -> Command {
@@ -161,7 +185,11 @@ impl Compiler {
 
 /// Compiles what has changed.
 fn compile(compiler: &Compiler, objects: &[Object], out: &Path) {
-    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(2).clamp(1, 2);
+    let jobs = env::var("NUM_JOBS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(2)
+        .clamp(1, 2);
     let next = AtomicUsize::new(0);
     let errors = Mutex::new(String::new());
     std::thread::scope(|scope| {
@@ -201,7 +229,10 @@ fn run(command: &mut Command) -> Result<Output, String> {
     if output.status.success() {
         return Ok(output);
     }
-    Err(format!("{}\n{command:?}", String::from_utf8_lossy(&output.stderr)))
+    Err(format!(
+        "{}\n{command:?}",
+        String::from_utf8_lossy(&output.stderr)
+    ))
 }
 
 fn succeed(command: &mut Command, what: &str) {
@@ -212,7 +243,9 @@ fn succeed(command: &mut Command, what: &str) {
 
 /// The files of a folder with an ending, in alphabetical order.
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
-    let Ok(listing) = fs::read_dir(folder) else { return Vec::new() };
+    let Ok(listing) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let mut files: Vec<PathBuf> = listing
         .flatten()
         .map(|entry| entry.path())
@@ -231,7 +264,10 @@ fn text_of(files: &[PathBuf]) -> String {
 }
 
 fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn write_if_changed(path: &Path, text: &str) {

@@ -5,19 +5,15 @@ use noiseforge::tensor::{DType, Shape};
 use noiseforge::{Error, Tensor};
 use noiseforge_emulator as emulator;
 
-use crate::harness::{emulated, once, open_pooled, values};
+use crate::harness::{emulator, once, open_pooled, values};
 
-/// Runs `check` with the emulator set up by `set`, and sets it back.
-fn with<R>(set: fn(), check: impl FnOnce() -> R) -> Option<R> {
-    if !emulated() {
-        return None;
-    }
+/// What `check` says where the emulator shows such a device; nothing on a real GPU.
+fn with<R>(device: emulator::Device, check: impl FnOnce() -> R) -> Option<R> {
+    let emulator = emulator()?;
     Some(once(|_| {
-        set();
+        emulator.set_device(device);
         let result = check();
-        emulator::set_driver_version(13_000);
-        emulator::set_device_count(1);
-        emulator::set_compute_capability(9, 0);
+        emulator.set_device(emulator::Device::default());
         result
     }))
 }
@@ -36,26 +32,38 @@ fn open_error(ordinal: usize) -> String {
 
 #[test]
 fn every_way_not_to_open_a_device_has_its_words() {
-    let text = with(|| (), || open_error(7));
-    assert!(text.is_none_or(|t| t == "device cuda:7: there is one device, cuda:0"));
-    let text = with(|| emulator::set_device_count(3), || open_error(3));
-    assert!(text.is_none_or(|t| t == "device cuda:3: there are 3 devices, cuda:0 to cuda:2"));
-    let text = with(|| emulator::set_device_count(0), || open_error(0));
-    assert!(
-        text.as_ref()
-            .is_none_or(|t| t == "device cuda:0: the NVIDIA driver finds no device"
-                || t == "device cuda:0: there is no NVIDIA device"),
-        "{text:?}"
-    );
-    let text = with(|| emulator::set_driver_version(12_040), || open_error(0));
-    assert!(text.is_none_or(|t| t
-        == "device cuda:0: the NVIDIA driver supports CUDA 12.4, the kernels need 13.0; \
-            install driver 580 or newer"));
-    let text = with(|| emulator::set_compute_capability(7, 5), || open_error(0));
-    assert!(
-        text.is_none_or(|t| t
-            == "device cuda:0: compute capability 7.5, the kernels need 8.0 (Ampere) or newer")
-    );
+    let usual = emulator::Device::default();
+    let count = |count| emulator::Device { count, ..usual };
+    let old_driver = emulator::Device {
+        driver_version: 12_040,
+        ..usual
+    };
+    let old_device = emulator::Device {
+        compute_capability: (7, 5),
+        ..usual
+    };
+    for (device, ordinal, expected) in [
+        (usual, 7, "cuda:7: there is one device, cuda:0"),
+        (count(3), 3, "cuda:3: there are 3 devices, cuda:0 to cuda:2"),
+        (count(0), 0, "cuda:0: the NVIDIA driver finds no device"),
+        (
+            old_driver,
+            0,
+            "cuda:0: the NVIDIA driver supports CUDA 12.4, the kernels need 13.0; \
+             install driver 580 or newer",
+        ),
+        (
+            old_device,
+            0,
+            "cuda:0: compute capability 7.5, the kernels need 8.0 (Ampere) or newer",
+        ),
+    ] {
+        let found = with(device, || open_error(ordinal));
+        assert!(
+            found.is_none_or(|found| found == format!("device {expected}")),
+            "{expected}"
+        );
+    }
     once(|gpu| {
         let without = Options {
             code: |_| None,
@@ -77,11 +85,9 @@ fn every_way_not_to_open_a_device_has_its_words() {
 
 #[test]
 fn out_of_memory_says_how_much() {
-    if !emulated() {
-        return;
-    }
+    let Some(emulator) = emulator() else { return };
     once(|gpu| {
-        emulator::set_memory_limit(8 << 20);
+        emulator.set_memory_limit(8 << 20);
         let first = Tensor::full_on(
             &noiseforge::tensor::Device::Gpu(gpu.clone()),
             Shape::new(1, 1024, 1024, 1),
@@ -106,7 +112,7 @@ fn out_of_memory_says_how_much() {
         drop(first);
         // What was given back can be had again.
         gpu.alloc::<f32>(1 << 20).unwrap();
-        emulator::set_memory_limit(usize::MAX);
+        emulator.set_memory_limit(16 << 30);
     });
 }
 
@@ -174,7 +180,7 @@ fn a_failed_capture_leaves_the_stream_usable() {
 
 #[test]
 fn a_fault_names_its_kernel() {
-    if !emulated() {
+    if emulator().is_none() {
         // A fault would end the process's context.
         return;
     }

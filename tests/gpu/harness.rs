@@ -1,40 +1,49 @@
 //! Runs a case on the GPU path: on a real GPU where there is one, else on the emulator in all its
 //! modes. A real GPU runs the same cases a few times over, for equal bits.
 //!
-//! `REQUIRE_CUDA=1` turns the absence of a real GPU into a failure; `NOISEFORGE_TEST_GPU=emulator`
-//! takes the emulator in any case.
+//! `REQUIRE_CUDA=1` turns the absence of a real GPU into a failure; `NOISEFORGE_TEST_GPU=emulator` or
+//! `=cuda` chooses.
 
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::path::Path;
+use std::sync::OnceLock;
 
 use noiseforge::gpu::{Gpu, Options};
 use noiseforge::tensor::{DType, Shape};
 use noiseforge::{Result, Tensor};
-use noiseforge_emulator::{self as emulator, Mode};
+use noiseforge_emulator::{Emulator, Mode, exclusive};
 
-/// Whether the cases run on the emulator.
-pub fn emulated() -> bool {
-    static EMULATED: OnceLock<bool> = OnceLock::new();
-    *EMULATED.get_or_init(|| {
-        let asked = std::env::var("NOISEFORGE_TEST_GPU").is_ok_and(|v| v == "emulator");
+/// The emulator, where the cases run on it.
+pub fn emulator() -> Option<Emulator> {
+    static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
+    *EMULATOR.get_or_init(|| {
         let required = std::env::var("REQUIRE_CUDA").is_ok_and(|v| v == "1");
-        if !asked && emulator::real_gpu_present() {
-            return false;
-        }
+        let real = match std::env::var("NOISEFORGE_TEST_GPU").as_deref() {
+            Ok("emulator") => false,
+            Ok("cuda") => true,
+            Ok(other) => panic!("NOISEFORGE_TEST_GPU={other}: expected emulator or cuda"),
+            // What NVIDIA's kernel driver (on WSL, Microsoft's) puts there.
+            Err(_) => {
+                required
+                    || ["/dev/nvidiactl", "/dev/dxg"]
+                        .iter()
+                        .any(|p| Path::new(p).exists())
+            }
+        };
         assert!(
-            !required || asked,
-            "REQUIRE_CUDA=1, but there is no NVIDIA GPU"
+            real || !required,
+            "REQUIRE_CUDA=1, but NOISEFORGE_TEST_GPU=emulator"
         );
-        println!("skipped: no NVIDIA GPU; the kernels run on the emulator");
-        emulator::install();
-        true
+        if real {
+            return None;
+        }
+        println!("skipped: no NVIDIA GPU, the kernels run on the emulator");
+        Some(noiseforge_emulator::install())
     })
 }
 
-/// The modes are the whole process's, so one case runs at a time.
-static ONE: Mutex<()> = Mutex::new(());
-
-fn lock() -> MutexGuard<'static, ()> {
-    ONE.lock().unwrap_or_else(|e| e.into_inner())
+/// Whether the cases run on the emulator.
+pub fn emulated() -> bool {
+    emulator().is_some()
 }
 
 /// A device whose buffers are never handed out twice: each has bounds and a life of its own, and
@@ -84,7 +93,7 @@ pub fn run(case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Vec<Tensor> {
 /// [`run`] on devices that `open` opens.
 #[track_caller]
 pub fn run_with(open: fn() -> Gpu, case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Vec<Tensor> {
-    let _one = lock();
+    let _one = exclusive();
     let modes: Vec<Option<Mode>> = match emulated() {
         true => Mode::ALL.iter().copied().map(Some).collect(),
         false => vec![None; 3],
@@ -92,7 +101,7 @@ pub fn run_with(open: fn() -> Gpu, case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -
     let mut first: Option<(Vec<Vec<u8>>, Vec<Tensor>)> = None;
     for mode in modes {
         if let Some(mode) = mode {
-            emulator::set_mode(mode);
+            emulator().expect("modes are the emulator's").set_mode(mode);
         }
         let gpu = open();
         let outputs = case(&gpu).unwrap_or_else(|e| panic!("in mode {mode:?}: {e}"));
@@ -121,9 +130,9 @@ pub fn run_with(open: fn() -> Gpu, case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -
 /// Runs `case` once in the plainest mode: for errors, and for what a mode cannot change.
 #[track_caller]
 pub fn once<R>(case: impl FnOnce(&Gpu) -> R) -> R {
-    let _one = lock();
-    if emulated() {
-        emulator::set_mode(Mode::ALL[0]);
+    let _one = exclusive();
+    if let Some(emulator) = emulator() {
+        emulator.set_mode(Mode::PLAIN);
     }
     case(&open())
 }
@@ -156,7 +165,7 @@ pub fn epsilon(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => (-24f64).exp2(),
         DType::F16 => (-11f64).exp2(),
-        DType::BF16 => (-8f64).exp2() / 2.0,
+        DType::BF16 => (-8f64).exp2(),
         DType::F64 => (-53f64).exp2(),
     }
 }
@@ -175,4 +184,36 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
             worst.max(d)
         }
     })
+}
+
+/// What a GPU's result is held against: the CPU's in f64, and in f32 for the size of rounding errors.
+pub struct Reference<'a> {
+    pub exact: &'a Tensor,
+    pub single: &'a Tensor,
+}
+
+impl Reference<'_> {
+    /// Each element of `found` is as exact as sums in f32 are, up to their order, and one rounding to
+    /// `dtype`: within four times the largest error of the CPU's f32 path, four units in the last
+    /// place of the largest element, and half a unit in the last place of its own in `dtype`.
+    #[track_caller]
+    pub fn assert_close(&self, what: &str, found: &Tensor, dtype: DType) {
+        let exact = self.exact.to_f64_vec();
+        let largest = exact.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let sum = 4.0 * distance(self.single, self.exact) + 8.0 * epsilon(DType::F32) * largest;
+        for (i, (&exact, found)) in exact.iter().zip(found.to_f64_vec()).enumerate() {
+            let rounding = match dtype {
+                DType::BF16 => epsilon(dtype) * (exact.abs() + sum),
+                // f16 is subnormal below 2^-14.
+                DType::F16 => (epsilon(dtype) * (exact.abs() + sum)).max((-25f64).exp2()),
+                _ => 0.0,
+            };
+            let error = (found - exact).abs();
+            assert!(
+                error <= sum + rounding,
+                "{what}[{i}]: {found} for {exact}, off by {error:e}, bound {:e}",
+                sum + rounding
+            );
+        }
+    }
 }

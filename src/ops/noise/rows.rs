@@ -59,6 +59,17 @@ impl Rows {
         self.0.host.as_deref()
     }
 
+    /// The list as it stands, wherever it lies. Waits for the device.
+    ///
+    /// Errors: a fault of the device.
+    pub fn to_host(&self) -> Result<Vec<Row>> {
+        match (self.host(), self.0.device.get()) {
+            (Some(host), _) => Ok(host.to_vec()),
+            (None, Some(buffer)) => buffer.to_vec(),
+            (None, None) => unreachable!("a list is on the host or on a device"),
+        }
+    }
+
     /// The list on a GPU; the first call uploads it.
     ///
     /// Errors: not enough device memory; the list lies on another GPU.

@@ -114,6 +114,27 @@ inline uint32_t to_tf32(float x) {
   return (u + 0x1000u) & ~0x1fffu;
 }
 
+// Approximations: the host's functions, rounded to f32.
+inline float lg2_approx(float x) { return log2f(x); }
+inline float sqrt_approx(float x) { return sqrtf(x); }
+inline float sqrt_normal(float x) { return sqrtf(x); }
+inline float sin_approx(float x) { return sinf(x); }
+inline float cos_approx(float x) { return cosf(x); }
+
+inline float max_nan(float a, float b) {
+  if (a != a || b != b) return __uint_as_float(0x7fffffff);
+  return a > b || (a == b && !signbit(a)) ? a : b;
+}
+inline float min_nan(float a, float b) {
+  if (a != a || b != b) return __uint_as_float(0x7fffffff);
+  return a < b || (a == b && signbit(a)) ? a : b;
+}
+
+template <uint32_t MASK, uint32_t BITS>
+inline uint32_t mask_or(uint32_t x) {
+  return (x & MASK) | BITS;
+}
+
 inline void bar_sync(int id, int threads, EMU_HERE) { emu::barrier(id, threads, false, site); }
 inline void bar_arrive(int id, int threads, EMU_HERE) { emu::barrier(id, threads, true, site); }
 

@@ -53,7 +53,12 @@ impl Mode {
 }
 
 const fn mode(order: Order, late: bool, check: bool) -> Mode {
-    Mode { order, late, check, threads: 2 }
+    Mode {
+        order,
+        late,
+        check,
+        threads: 2,
+    }
 }
 
 /// What was counted since the last call of [`Emulator::take_stats`].
@@ -100,7 +105,11 @@ pub struct Device {
 
 impl Default for Device {
     fn default() -> Device {
-        Device { count: 1, compute_capability: (9, 0), driver_version: 13000 }
+        Device {
+            count: 1,
+            compute_capability: (9, 0),
+            driver_version: 13000,
+        }
     }
 }
 
@@ -131,7 +140,10 @@ fn open(path: &str) -> *mut c_void {
     if library.is_null() {
         // SAFETY: dlopen has just failed, so there is a message.
         let message = unsafe { CStr::from_ptr(dlerror()) };
-        panic!("the emulator cannot be loaded: {}", message.to_string_lossy());
+        panic!(
+            "the emulator cannot be loaded: {}",
+            message.to_string_lossy()
+        );
     }
     library
 }
@@ -185,7 +197,15 @@ impl Emulator {
             Order::Random(seed) => (2, seed),
         };
         // SAFETY: see above.
-        unsafe { (self.set_mode)(order, seed, mode.late.into(), mode.check.into(), mode.threads) };
+        unsafe {
+            (self.set_mode)(
+                order,
+                seed,
+                mode.late.into(),
+                mode.check.into(),
+                mode.threads,
+            )
+        };
     }
 
     /// What the next `cuInit` finds.

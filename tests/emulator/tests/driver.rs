@@ -21,7 +21,11 @@ fn kernels_give_the_same_bits_in_every_mode() {
         let mut dy = stream.clone_htod(&x).unwrap();
         // SAFETY: the kernel writes all four before anything reads them.
         let mut sums = unsafe { stream.alloc::<f32>(4) }.unwrap();
-        let config = LaunchConfig { grid_dim: (4, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+        let config = LaunchConfig {
+            grid_dim: (4, 1, 1),
+            block_dim: (256, 1, 1),
+            shared_mem_bytes: 0,
+        };
         let mut launch = stream.launch_builder(&saxpy);
         launch.arg(&mut dy).arg(&dx).arg(&0.5f32).arg(&1000u32);
         // SAFETY: the arguments are the kernel's.
