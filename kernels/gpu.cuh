@@ -1,5 +1,6 @@
-// The one place with inline PTX. nvcc sees CUDA's own headers and the PTX below; the host's C++ compiler
-// (tests/emulator) sees emu/gpu.h, which gives every name here its twin on the CPU.
+// The one place with inline PTX; what only compute capability 9.0 has is in its second half, gpu_sm90.cuh.
+// nvcc sees CUDA's own headers and the PTX; the host's C++ compiler (tests/emulator) sees emu/gpu.h, which
+// gives every name its twin on the CPU.
 //
 // A kernel file includes this and our other .cuh files, nothing else, and holds no asm.
 #pragma once
@@ -202,6 +203,8 @@ GPU_FN void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r
 GPU_FN void bar_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 } // namespace gpu
+
+#include "gpu_sm90.cuh"
 #endif // __CUDACC__
 
 // ---- the same on both sides ---------------------------------------------------------------------------------
@@ -230,6 +233,16 @@ struct FromF32<__half> {
 template <class T>
 __device__ __forceinline__ T from_f32(float x) {
   return FromF32<T>::of(x);
+}
+
+/// How 16-byte pieces are exchanged in shared memory; numbered as wgmma's descriptors do.
+enum class Swizzle { None = 0, B128 = 1, B64 = 2, B32 = 3 };
+
+/// wgmma's descriptor of a matrix at p. Along K: `stride` bytes from 8 rows to the next 8; `leading` (no swizzle only)
+/// from one 16-byte piece of a row to the next. Transposed: see the PTX manual's canonical layouts.
+__device__ __forceinline__ uint64_t matrix_descriptor(const void *p, Swizzle swizzle, uint32_t leading, uint32_t stride) {
+  return (shared_u32(p) & 0x3ffff) >> 4 | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
+         uint64_t(swizzle) << 62;
 }
 
 /// Two values rounded and packed by one instruction where T has 16 bits.
