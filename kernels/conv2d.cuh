@@ -33,6 +33,8 @@ struct Patch {
 struct Direct {
   Dims from, to;
   uint32_t k, stride, pad, groups;
+  /// Of the input gradient: pixels that differ by a multiple of the stride are one phase.
+  uint32_t row_phases, col_phases;
   Tile tile;
   Patch patch;
   /// Kernel rows whose pixels the patch holds at a time; all of them but for kernels of many pixels.

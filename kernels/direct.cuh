@@ -47,10 +47,10 @@ __device__ __forceinline__ Place locate(const Direct &p) {
   i /= p.groups;
   place.row_phase = place.col_phase = 0;
   if constexpr (GRAD) {
-    place.col_phase = i % p.stride;
-    i /= p.stride;
-    place.row_phase = i % p.stride;
-    i /= p.stride;
+    place.col_phase = i % p.col_phases;
+    i /= p.col_phases;
+    place.row_phase = i % p.row_phases;
+    i /= p.row_phases;
   }
   place.col = i % p.tile.across * p.tile.cols;
   i /= p.tile.across;
@@ -59,70 +59,86 @@ __device__ __forceinline__ Place locate(const Direct &p) {
   return place;
 }
 
-/// Where output channel `o` of the block lies in a row of the staged weights. A thread's eight channels are two
-/// vectors half a row apart: a warp then reads each half from neighbouring banks.
-template <int COLS>
-__device__ __forceinline__ uint32_t column(uint32_t o) {
-  return o % 8 / 4 * (COLS / 2) + o / 8 * 4 + o % 4;
+/// Taps of one stage, and the channels of the sum.
+struct Stage {
+  uint32_t tap, taps, first, channels;
+};
+
+/// Loads of a thread in flight at a time.
+constexpr int BATCH = 4;
+
+/// Elements `at .. at + 4` of `low .. high`, zero outside; `from` points to element `at`. Whole vectors if `vectors`:
+/// the element `low` lies at a 16-byte boundary then, and `at` is four times something beyond or before it.
+__device__ __forceinline__ gpu::Vec<float> load_quad(const float *from, uint32_t at, uint32_t low, uint32_t high,
+                                                     bool vectors) {
+  gpu::Vec<float> v = {};
+  if (vectors) {
+    if (at >= low && at < high) v = gpu::load_vec(from);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (at + j >= low && at + j < high) v.v[j] = from[j];
+  }
+  return v;
 }
 
-/// Stages `taps` taps from `tap` on and channels `c .. c + channels` of the sum: `to[tap][channel][column]`, zero for
-/// channels that the group has not. In forward the sum runs over input channels and the columns are output channels,
-/// in the input gradient the other way round.
-template <bool GRAD, int COLS>
-__device__ __forceinline__ void load_weights(float *to, const float *w, const Direct &p, const Place &place, const Axis &rows, const Axis &cols,
-                         uint32_t cols_magic, uint32_t tap, uint32_t taps, uint32_t c, uint32_t channels) {
-  const uint32_t area = p.k * p.k;
-  if constexpr (!GRAD) {
-    const uint32_t c_in = p.from.c / p.groups, c_out = p.to.c / p.groups;
-    const uint32_t low = place.group * c_in;
-    const uint32_t quads_log2 = 29 - __clz(channels);
-    // Consecutive threads take consecutive columns, so that their stores meet no bank twice.
-    const uint32_t at = threadIdx.x % COLS;
-    const uint32_t o = at % (COLS / 2) / 4 * 8 + at / (COLS / 2) * 4 + at % 4 + place.channel;
-    const float *row = w + (uint64_t)(place.group * c_out + o) * area * c_in;
+/// Stages weights as `to[tap][channel][column]`. In forward the sum runs over input channels, and columns are output
+/// channels.
+template <int COLS>
+__device__ __forceinline__ void load_weights(float *to, const float *w, const Direct &p, const Place &place,
+                                             const Stage &s) {
+  const uint32_t c_in = p.from.c / p.groups, c_out = p.to.c / p.groups, low = place.group * c_in;
+  const uint32_t quads_log2 = 29 - __clz(s.channels), total = s.taps << quads_log2;
+  // Consecutive threads take consecutive columns, so that their stores meet no bank twice.
+  const uint32_t at = threadIdx.x % COLS;
+  const uint32_t o = at % (COLS / 2) / 4 * 8 + at / (COLS / 2) * 4 + at % 4 + place.channel;
+  const float *row = w + ((uint64_t)(place.group * c_out + o) * (p.k * p.k) + s.tap) * c_in;
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x / COLS; i < taps << quads_log2; i += THREADS / COLS) {
-      const uint32_t t = i >> quads_log2, quad = i - (t << quads_log2), first = c + quad * 4;
-      const float *from = row + (uint64_t)(tap + t) * c_in;
-      float v[4] = {};
-      if (o < c_out) {
-        if (c_in % 4 == 0) {
-          if (first >= low && first < low + c_in) {
-            const gpu::Vec<float> vec = gpu::load_vec(from + (first - low));
+  for (uint32_t i = threadIdx.x / COLS; i < total; i += BATCH * (THREADS / COLS)) {
+    gpu::Vec<float> v[BATCH];
 #pragma unroll
-            for (int j = 0; j < 4; j++) v[j] = vec.v[j];
-          }
-        } else {
-#pragma unroll
-          for (int j = 0; j < 4; j++)
-            if (first + j >= low && first + j < low + c_in) v[j] = from[first + j - low];
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < 4; j++) to[(t * channels + quad * 4 + j) * COLS + at] = v[j];
+    for (int b = 0; b < BATCH; b++) {
+      const uint32_t unit = i + b * (THREADS / COLS), tap = unit >> quads_log2;
+      const uint32_t c = s.first + (unit - (tap << quads_log2)) * 4;
+      v[b] = {};
+      if (unit < total && o < c_out)
+        v[b] = load_quad(row + (uint64_t)tap * c_in + c - low, c, low, low + c_in, c_in % 4 == 0);
     }
-  } else {
-    const uint32_t c_out = p.from.c / p.groups, c_in = p.to.c / p.groups;
-    const uint32_t low = place.group * c_out, channels_log2 = 31 - __clz(channels);
-    const uint32_t quad = threadIdx.x % (COLS / 4), first = place.channel + quad * 4;
-#pragma unroll 1
-    for (uint32_t i = threadIdx.x / (COLS / 4); i < taps * channels; i += THREADS / (COLS / 4)) {
-      const uint32_t t = i >> channels_log2, o = c + i - (t << channels_log2);
-      const uint32_t row = patch::divide(tap + t, cols_magic), col = tap + t - row * cols.taps;
-      const uint32_t u = rows.u + row * rows.du, v_ = cols.u + col * cols.du;
-      gpu::Vec<float> v = {};
-      if (o >= low && o < low + c_out) {
-        const float *from = w + ((uint64_t)o * area + u * p.k + v_) * c_in + first;
-        if (c_in % 4 == 0) {
-          if (first < c_in) v = gpu::load_vec(from);
-        } else {
 #pragma unroll
-          for (int j = 0; j < 4; j++)
-            if (first + j < c_in) v.v[j] = from[j];
-        }
-      }
-      gpu::store_vec(to + i * COLS + column<COLS>(quad * 4), v);
+    for (int b = 0; b < BATCH; b++) {
+      const uint32_t unit = i + b * (THREADS / COLS);
+      // Unit and quad of a tap are counted together: the taps' channels lie one behind the other.
+      if (unit < total)
+#pragma unroll
+        for (int j = 0; j < 4; j++) to[(unit * 4 + j) * COLS + at] = v[b].v[j];
+    }
+  }
+}
+
+/// The same for the input gradient: the sum runs over output channels, columns are input channels.
+template <int COLS>
+__device__ __forceinline__ void load_weights(float *to, const float *w, const Direct &p, const Place &place,
+                                             const Stage &s, const Axis &rows, const Axis &cols, uint32_t cols_magic) {
+  const uint32_t c_out = p.from.c / p.groups, c_in = p.to.c / p.groups, low = place.group * c_out;
+  const uint32_t channels_log2 = 31 - __clz(s.channels), total = s.taps << channels_log2;
+  const uint32_t quad = threadIdx.x % (COLS / 4), c = place.channel + quad * 4;
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x / (COLS / 4); i < total; i += BATCH * (THREADS / (COLS / 4))) {
+    gpu::Vec<float> v[BATCH];
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+      const uint32_t unit = i + b * (THREADS / (COLS / 4)), tap = s.tap + (unit >> channels_log2);
+      const uint32_t o = s.first + (unit & (s.channels - 1));
+      const uint32_t row = patch::divide(tap, cols_magic), col = tap - row * cols.taps;
+      const uint32_t at = (rows.u + row * rows.du) * p.k + cols.u + col * cols.du;
+      v[b] = {};
+      if (unit < total && o >= low && o < low + c_out)
+        v[b] = load_quad(w + ((uint64_t)o * (p.k * p.k) + at) * c_in + c, c, 0, c_in, c_in % 4 == 0);
+    }
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+      const uint32_t unit = i + b * (THREADS / (COLS / 4));
+      if (unit < total) gpu::store_vec(to + unit * COLS + patch::column<COLS>(quad * 4), v[b]);
     }
   }
 }
@@ -156,8 +172,8 @@ __device__ __forceinline__ uint32_t patch_offset(const Direct &p, uint32_t m) {
 
 /// A thread has TX = COLS / 8 pixels, 128 / TX apart, and eight neighbouring channels.
 template <class T, int NOISE, bool GRAD, int COLS>
-__device__ __forceinline__ void convolve(T *y, const T *x, const float *w, const float *b, const Direct &p, const Row *noise_rows,
-                     const Draw &draw) {
+__device__ __forceinline__ void convolve(T *y, const T *x, const float *w, const float *b, const Direct &p,
+                                         const Row *noise_rows, const Draw &draw) {
   constexpr int TX = COLS / 8, TY = THREADS / TX, M = TX;
   GPU_SHARED(float, weights, [DEPTH * COLS]);
   GPU_DYN_SHARED(dynamic);
@@ -199,7 +215,9 @@ __device__ __forceinline__ void convolve(T *y, const T *x, const float *w, const
 #pragma unroll 1
       for (uint32_t tap = 0; tap < taps; tap += most_taps) {
         const uint32_t here = min(most_taps, taps - tap);
-        load_weights<GRAD, COLS>(weights, w, p, place, rows, cols, cols_magic, u * cols.taps + tap, here, c, channels);
+        const Stage stage = {u * cols.taps + tap, here, c, channels};
+        if constexpr (GRAD) load_weights<COLS>(weights, w, p, place, stage, rows, cols, cols_magic);
+        if constexpr (!GRAD) load_weights<COLS>(weights, w, p, place, stage);
         __syncthreads();
 #pragma unroll 1
         for (uint32_t t = 0; t < here; t++) {

@@ -89,13 +89,10 @@ __device__ __forceinline__ void describe(Block &block, Pixel *pixels, const Oute
   }
 }
 
-/// Where output channel `o` of the block lies among a pixel's: a thread's eight are two vectors half of them apart, so
-/// that a warp reads each half from neighbouring banks.
-__device__ __forceinline__ uint32_t column(uint32_t o) { return o % 8 / 4 * (CHANNELS / 2) + o / 8 * 4 + o % 4; }
-
 /// Copies dy of the tile's pixels: `to[pixel][column]`.
 template <class T>
-__device__ __forceinline__ void load_outputs(float *to, const T *dy, const Block &block, const Pixel *pixels, const Outer &p) {
+__device__ __forceinline__ void load_outputs(float *to, const T *dy, const Block &block, const Pixel *pixels,
+                                             const Outer &p) {
   const uint32_t c_out = p.y.c / p.groups, low = block.group * c_out;
   const T *image = dy + (uint64_t)block.origin.image * p.y.h * p.y.w * p.y.c;
 #pragma unroll 1
@@ -133,8 +130,8 @@ __device__ __forceinline__ void write_sums(float *partial, const float (&sum)[8]
 }
 
 template <class T, int NOISE>
-__device__ __forceinline__ void accumulate(float *partial, const T *dy, const T *x, const Outer &p, const Row *noise_rows,
-                                           const Draw &draw) {
+__device__ __forceinline__ void accumulate(float *partial, const T *dy, const T *x, const Outer &p,
+                                           const Row *noise_rows, const Draw &draw) {
   GPU_SHARED(float, outputs, [PIXELS * CHANNELS]);
   GPU_SHARED(float, bias, [THREADS]);
   GPU_SHARED(Pixel, pixels, [PIXELS]);
@@ -184,7 +181,7 @@ __device__ __forceinline__ void accumulate(float *partial, const T *dy, const T 
       }
     }
     if (p.bias && block.tap == 0 && block.window == 0 && threadIdx.x < 4 * CHANNELS) {
-      const float *from = outputs + column(threadIdx.x % CHANNELS);
+      const float *from = outputs + patch::column<CHANNELS>(threadIdx.x % CHANNELS);
       float sum = bias[threadIdx.x];
 #pragma unroll 1
       for (uint32_t i = threadIdx.x / CHANNELS; i < count; i += 4) sum += from[i * CHANNELS];

@@ -14,9 +14,17 @@ __device__ __forceinline__ uint32_t divide(uint32_t value, uint32_t magic) {
   return (uint32_t)(((uint64_t)(2 * value) * magic) >> 32);
 }
 
+/// Where output channel `o` of a block of COLS lies in a row of shared memory. A thread's eight channels are two
+/// vectors half a row apart: a warp then reads each half from neighbouring banks.
+template <int COLS>
+__device__ __forceinline__ uint32_t column(uint32_t o) {
+  return o % 8 / 4 * (COLS / 2) + o / 8 * 4 + o % 4;
+}
+
 /// Channels `c .. c + 8` of a pixel, those outside of `low .. high` left as they are. `x` points to channel 0.
 template <class T>
-__device__ __forceinline__ void read(float (&v)[8], const T *x, uint32_t channels, uint32_t c, uint32_t low, uint32_t high) {
+__device__ __forceinline__ void read(float (&v)[8], const T *x, uint32_t channels, uint32_t c, uint32_t low,
+                                     uint32_t high) {
   constexpr int N = gpu::Vec<T>::N;
   if (c >= low && c + 8 <= high && channels % N == 0) {
 #pragma unroll
@@ -40,13 +48,14 @@ __device__ __forceinline__ void write(float *to, const float (&v)[8], uint32_t a
 
 /// Adds noise to two elements of channels `c` and `c + 1`, those in `low .. high`.
 template <class T>
-__device__ __forceinline__ void add_pair(float *x, float sigma, float z0, float z1, uint32_t c, uint32_t low, uint32_t high) {
+__device__ __forceinline__ void add_pair(float *x, float sigma, float z0, float z1, uint32_t c, uint32_t low,
+                                         uint32_t high) {
   if (c >= low && c < high) x[0] = gpu::to_f32(gpu::from_f32<T>(fmaf(sigma, z0, x[0])));
   if (c + 1 >= low && c + 1 < high) x[1] = gpu::to_f32(gpu::from_f32<T>(fmaf(sigma, z1, x[1])));
 }
 
-/// Adds noise to channels `c .. c + 8` of a pixel, those in `low .. high`; they lie in shared memory already, for want of
-/// registers. An element is rounded to T as if the noisy image had been stored.
+/// Adds noise to channels `c .. c + 8` of a pixel, those in `low .. high`; they lie in shared memory already, for want
+/// of registers. An element is rounded to T as if the noisy image had been stored.
 template <class T, bool PRECISE>
 __device__ __forceinline__ void add_noise(float *x, const Draw &draw, Row row, uint32_t pixel, uint32_t c, uint32_t low,
                                           uint32_t high) {
@@ -86,8 +95,8 @@ struct Origin {
 /// Fills a patch. Zero: what lies outside of the images or of the wanted channels. A caller that is short of registers
 /// passes a volatile origin in shared memory.
 template <class T, int NOISE, int THREADS, class O>
-__device__ __forceinline__ void load(float *to, const T *x, const Dims &dims, const Patch &p, const O &o, const Row *rows,
-                                     const Draw &draw) {
+__device__ __forceinline__ void load(float *to, const T *x, const Dims &dims, const Patch &p, const O &o,
+                                     const Row *rows, const Draw &draw) {
   const uint32_t total = o.images * p.rows * p.cols * p.windows;
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < total; i += THREADS) {

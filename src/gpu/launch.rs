@@ -27,7 +27,7 @@ pub(super) struct Function {
 // SAFETY: a function handle may be used from any thread whose current context is its module's.
 unsafe impl Send for Function {}
 
-/// Dynamic shared memory that needs no permission.
+/// Shared memory that needs no permission, static and dynamic together.
 const PLAIN_SHARED: u32 = 48 * 1024;
 
 fn function(gpu: &Gpu, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> {
@@ -40,9 +40,17 @@ fn function(gpu: &Gpu, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> 
             // SAFETY: the module is loaded and stays so.
             let handle = unsafe { result::module::get_function(module, name) }
                 .map_err(|e| gpu.fault(format_args!("finding kernel {}", kernel.name), e))?;
+            // SAFETY: reads one attribute of a loaded function.
+            let fixed = unsafe {
+                result::function::get_function_attribute(
+                    handle,
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+                )
+            }
+            .map_err(|e| gpu.fault(format_args!("asking what {} needs", kernel.name), e))?;
             Function {
                 handle,
-                shared: PLAIN_SHARED,
+                shared: PLAIN_SHARED.saturating_sub(fixed as u32),
             }
         }
     };

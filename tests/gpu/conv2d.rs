@@ -107,6 +107,10 @@ pub const CASES: &[[usize; 9]] = &[
     [1, 30, 11, 3, 8, 3, 2, 1, 1],
     // Sums long enough for the narrow kernel to be chosen.
     [2, 3, 4, 72, 20, 3, 1, 1, 1],
+    // A kernel whose rows come a few at a time; strides beyond the kernel and the image.
+    [1, 30, 28, 2, 3, 25, 1, 2, 1],
+    [2, 9, 8, 8, 4, 2, 5, 0, 1],
+    [2, 3, 4, 4, 9, 3, 7, 1, 1],
     // Groups: whole windows, less than one, windows that two groups share, depthwise.
     [2, 5, 4, 32, 48, 3, 1, 1, 2],
     [2, 6, 5, 12, 20, 3, 1, 1, 4],
@@ -130,7 +134,12 @@ fn agrees_with_the_cpu() {
                 inputs.results(&case, convert, convert).unwrap()
             };
             let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
-            let names = [("y", dtype), ("dx", dtype), ("dw", DType::F32), ("db", DType::F32)];
+            let names = [
+                ("y", dtype),
+                ("dx", dtype),
+                ("dw", DType::F32),
+                ("db", DType::F32),
+            ];
             for (i, (name, dtype)) in names.into_iter().enumerate() {
                 let reference = Reference {
                     exact: &exact[i],
@@ -161,7 +170,10 @@ fn known_answers() {
     let w = Tensor::full(Shape::new(1, 3, 3, 1), DType::F32, 1.0);
     let b = tensor(Shape::vector(1), &[0.5]);
     // Every output pixel reads one pixel, through tap (u, v) of weight 3 u + v.
-    let taps = tensor(Shape::new(1, 3, 3, 1), &[0., 1., 2., 3., 4., 5., 6., 7., 8.]);
+    let taps = tensor(
+        Shape::new(1, 3, 3, 1),
+        &[0., 1., 2., 3., 4., 5., 6., 7., 8.],
+    );
     let dot = |at: usize| {
         let mut x = Tensor::zeros(Shape::new(1, 3, 3, 1), DType::F32);
         x.data_mut::<f32>()[at] = 1.0;
@@ -179,25 +191,41 @@ fn known_answers() {
             conv2d::forward(&to(&x)?, &to(&w)?, Some(&to(&b)?), conv(1, 1, 1))?,
             conv2d::forward(&to(&dot(4))?, &to(&taps)?, None, conv(1, 1, 1))?,
             conv2d::input_grad(&to(&dot(0))?, &to(&taps)?, x.shape(), conv(1, 1, 1))?,
-            conv2d::input_grad(&to(&dy)?, &to(&ones)?, Shape::new(1, 5, 5, 2), conv(2, 0, 1))?,
+            conv2d::input_grad(
+                &to(&dy)?,
+                &to(&ones)?,
+                Shape::new(1, 5, 5, 2),
+                conv(2, 0, 1),
+            )?,
             dw,
             db,
         ])
     });
-    assert_eq!(found[0].data::<f32>(), [4.5, 6.5, 4.5, 6.5, 9.5, 6.5, 4.5, 6.5, 4.5]);
+    assert_eq!(
+        found[0].data::<f32>(),
+        [4.5, 6.5, 4.5, 6.5, 9.5, 6.5, 4.5, 6.5, 4.5]
+    );
     assert_eq!(found[1].data::<f32>(), [8., 7., 6., 5., 4., 3., 2., 1., 0.]);
     assert_eq!(found[2].data::<f32>(), [4., 5., 0., 7., 8., 0., 0., 0., 0.]);
     for (at, &value) in found[3].data::<f32>().iter().enumerate() {
         let (row, col) = (at / 10, at / 2 % 5);
         assert_eq!(value, if row < 4 && col < 4 { 3.0 } else { 0.0 });
     }
-    assert_eq!(found[4].data::<f32>(), [5., 7., 5., 7., 10., 7., 5., 7., 5.]);
+    assert_eq!(
+        found[4].data::<f32>(),
+        [5., 7., 5., 7., 10., 7., 5., 7., 5.]
+    );
     assert_eq!(found[5].data::<f32>(), [9.5]);
 }
 
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    for case in CASES.iter().copied().map(Case::new).filter(|case| case.x.n > 1) {
+    for case in CASES
+        .iter()
+        .copied()
+        .map(Case::new)
+        .filter(|case| case.x.n > 1)
+    {
         let i = case.inputs(DType::F32);
         for row in [0, case.x.n - 1] {
             let found = run(|gpu| {
@@ -212,8 +240,16 @@ fn a_row_does_not_depend_on_its_batch() {
                     conv2d::input_grad(&only(&dy)?, &w, shape, case.conv)?,
                 ])
             });
-            assert_eq!(found[0].data::<f32>(), found[1].data::<f32>(), "{case:?} y {row}");
-            assert_eq!(found[2].data::<f32>(), found[3].data::<f32>(), "{case:?} dx {row}");
+            assert_eq!(
+                found[0].data::<f32>(),
+                found[1].data::<f32>(),
+                "{case:?} y {row}"
+            );
+            assert_eq!(
+                found[2].data::<f32>(),
+                found[3].data::<f32>(),
+                "{case:?} dx {row}"
+            );
         }
     }
 }
@@ -245,7 +281,10 @@ fn a_nan_stays_where_it_is_read() {
             let x = x.to_gpu(gpu)?;
             let mut dw = w.to_gpu(gpu)?;
             conv2d::weight_grad(&dy.to_gpu(gpu)?, &x, &mut dw, None, conv(2, 0, 1))?;
-            Ok(vec![conv2d::forward(&x, &w.to_gpu(gpu)?, None, conv(2, 0, 1))?, dw])
+            Ok(vec![
+                conv2d::forward(&x, &w.to_gpu(gpu)?, None, conv(2, 0, 1))?,
+                dw,
+            ])
         });
         // One pixel of y, one input channel of dw.
         let count = |t: &Tensor| t.count_not_finite().unwrap();
@@ -257,7 +296,12 @@ fn a_nan_stays_where_it_is_read() {
     x.data_mut::<f32>()[0] = f32::NAN;
     let w = values(Shape::new(6, 1, 1, 2), 2);
     let found = run(|gpu| {
-        Ok(vec![conv2d::forward(&x.to_gpu(gpu)?, &w.to_gpu(gpu)?, None, conv(1, 0, 3))?])
+        Ok(vec![conv2d::forward(
+            &x.to_gpu(gpu)?,
+            &w.to_gpu(gpu)?,
+            None,
+            conv(1, 0, 3),
+        )?])
     });
     assert_eq!(found[0].count_not_finite().unwrap(), 2);
 }
@@ -269,10 +313,18 @@ fn linear_layers_are_convolutions_of_one_pixel() {
             let (x_shape, y_shape) = (Shape::new(n, 1, 1, c_in), Shape::new(n, 1, 1, c_out));
             let x = rounded(&values(x_shape, 1), dtype);
             let dy = rounded(&values(y_shape, 2), dtype);
-            let (w, b) = (values(Shape::new(c_out, 1, 1, c_in), 3), values(Shape::vector(c_out), 4));
+            let (w, b) = (
+                values(Shape::new(c_out, 1, 1, c_in), 3),
+                values(Shape::vector(c_out), 4),
+            );
             let all = |activation: &dyn Fn(&Tensor) -> Result<Tensor>,
                        parameter: &dyn Fn(&Tensor) -> Result<Tensor>| {
-                let (x, dy, w, b) = (activation(&x)?, activation(&dy)?, parameter(&w)?, parameter(&b)?);
+                let (x, dy, w, b) = (
+                    activation(&x)?,
+                    activation(&dy)?,
+                    parameter(&w)?,
+                    parameter(&b)?,
+                );
                 let (mut dw, mut db) = (parameter(&w)?, parameter(&b)?);
                 linear::weight_grad(&dy, &x, &mut dw, Some(&mut db))?;
                 Ok(vec![
@@ -282,11 +334,13 @@ fn linear_layers_are_convolutions_of_one_pixel() {
                     db,
                 ])
             };
-            let found =
-                run(|gpu| all(&|t| t.to_gpu(gpu)?.to_dtype(dtype), &|t| t.to_gpu(gpu)));
+            let found = run(|gpu| all(&|t| t.to_gpu(gpu)?.to_dtype(dtype), &|t| t.to_gpu(gpu)));
             let on_cpu = |dtype| all(&|t| t.to_dtype(dtype), &|t| t.to_dtype(dtype)).unwrap();
             let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
-            for (i, dtype) in [dtype, dtype, DType::F32, DType::F32].into_iter().enumerate() {
+            for (i, dtype) in [dtype, dtype, DType::F32, DType::F32]
+                .into_iter()
+                .enumerate()
+            {
                 let reference = Reference {
                     exact: &exact[i],
                     single: &single[i],
@@ -311,7 +365,9 @@ fn bad_arguments_are_named() {
             conv2d::forward(x, w, b, conv).unwrap_err().to_string()
         };
         let input_grad = |dy: &Tensor, w: &Tensor| {
-            conv2d::input_grad(dy, w, x.shape(), conv).unwrap_err().to_string()
+            conv2d::input_grad(dy, w, x.shape(), conv)
+                .unwrap_err()
+                .to_string()
         };
         let weight_grad = |dy: &Tensor, x: &Tensor, mut dw: Tensor, mut db: Tensor| {
             let found = conv2d::weight_grad(dy, x, &mut dw, Some(&mut db), conv);

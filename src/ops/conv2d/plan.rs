@@ -79,9 +79,8 @@ impl Grid {
                 if images == 0 {
                     continue;
                 }
-                let tiles = self.n.div_ceil(images)
-                    * self.rows.div_ceil(rows)
-                    * self.cols.div_ceil(cols);
+                let tiles =
+                    self.n.div_ceil(images) * self.rows.div_ceil(rows) * self.cols.div_ceil(cols);
                 let total = tiles * cost(images * rows * cols, images * patch);
                 if best.is_none_or(|(least, _)| total < least) {
                     best = Some((total, [images, rows, cols, patch_rows, patch_cols]));
@@ -118,12 +117,19 @@ impl Grid {
     }
 }
 
-/// `len` cut into equal parts of at most `most`: the sizes of parts, largest first.
+/// Sizes of equal parts of `len`, at most `most` each: all large ones, halves of them, and 1.
 fn parts(len: usize, most: usize) -> impl Iterator<Item = usize> {
-    let fewest = len.div_ceil(most.max(1));
+    let fewest = len.div_ceil(most);
+    let counts = (0..8).chain((3..).map(|i| 1 << i)).map(move |i| fewest + i);
     let mut last = 0;
-    (fewest..=fewest + 8)
+    counts
         .map(move |count| len.div_ceil(count))
+        .scan(false, |done, size| {
+            (!*done).then(|| {
+                *done = size == 1;
+                size
+            })
+        })
         .filter(move |&size| std::mem::replace(&mut last, size) != size)
 }
 
@@ -170,9 +176,9 @@ pub(super) fn direct(
     let (from, to) = if grad { (y, x) } else { (x, y) };
     let (k, stride) = (w.h, conv.stride);
     // The taps that meet a pixel, the pixels that meet the same ones, and how many such phases.
-    let (taps, phases) = match grad {
-        true => (k.div_ceil(stride), stride * stride),
-        false => (k, 1),
+    let (taps, row_phases, col_phases) = match grad {
+        true => (k.div_ceil(stride), stride.min(to.h), stride.min(to.w)),
+        false => (k, 1, 1),
     };
     let phase = |size: usize| if grad { size.div_ceil(stride) } else { size };
     // One tap reads no pixels between two pixels of a stride.
@@ -223,7 +229,7 @@ pub(super) fn direct(
     };
 
     let c_out = to.c / conv.groups;
-    let places = grid.tiles(&tile) * phases * conv.groups;
+    let places = grid.tiles(&tile) * row_phases * col_phases * conv.groups;
     // Few channels waste most of 64. A thread of the narrow kernel does an eighth of the work in about
     // a third of the time, so it pays as well where the wide one leaves most of the GPU idle.
     let depth = k * k * from.c / conv.groups;
@@ -240,6 +246,8 @@ pub(super) fn direct(
             stride: size(op, "conv.stride", stride)?,
             pad: size(op, "conv.pad", conv.pad)?,
             groups: size(op, "conv.groups", conv.groups)?,
+            row_phases: row_phases as u32,
+            col_phases: col_phases as u32,
             tile,
             patch,
             band: band as u32,
@@ -262,7 +270,11 @@ pub(super) struct OuterPlan {
 impl OuterPlan {
     /// Floats of the partial sums.
     pub fn partial_len(&self, w: Shape) -> usize {
-        let bias = if self.p.bias == 1 { self.splits * w.n } else { 0 };
+        let bias = if self.p.bias == 1 {
+            self.splits * w.n
+        } else {
+            0
+        };
         self.p.partial_rows as usize * w.len() + bias
     }
 }
@@ -288,7 +300,11 @@ pub(super) fn outer(
     refuse_large_kernel(op, w)?;
     let (k, area) = (w.h, w.h * w.h);
     let group_windows = windows(w.c, conv.groups);
-    let (step, gap) = if k == 1 { (1, conv.stride) } else { (conv.stride, 1) };
+    let (step, gap) = if k == 1 {
+        (1, conv.stride)
+    } else {
+        (conv.stride, 1)
+    };
 
     // What a block owns: as many windows as possible of those choices that keep its threads busiest.
     let mut best: Option<(usize, Choice, Grid, Tile, Patch)> = None;
@@ -307,7 +323,11 @@ pub(super) fn outer(
             tap_blocks,
             window_blocks: group_windows.div_ceil(windows),
         };
-        let rows = if tap_blocks == 1 { k } else { k.min((taps + k - 2) / k + 1) };
+        let rows = if tap_blocks == 1 {
+            k
+        } else {
+            k.min((taps + k - 2) / k + 1)
+        };
         let grid = Grid {
             n: y.n,
             rows: y.h,
@@ -372,4 +392,90 @@ pub(super) fn outer(
         shared: shared(&tile, &patch),
         splits,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_patch(tile: &Tile, patch: &Patch, pixels: u32, floats: u32) {
+        assert!(tile.images >= 1 && tile.images * tile.rows * tile.cols <= pixels);
+        let len = tile.images * patch.rows * patch.cols * patch.pitch;
+        assert!(len <= floats, "{patch:?}");
+        assert!(patch.pitch / 4 % 2 == 1 && patch.pitch > patch.windows * 8);
+        // The kernels divide by multiplication.
+        let divide =
+            |value: u32, magic: u32| (u64::from(2 * value) * u64::from(magic) >> 32) as u32;
+        for value in 0..patch.windows * len / patch.pitch {
+            assert_eq!(divide(value, patch.window_magic), value / patch.windows);
+            assert_eq!(divide(value, patch.col_magic), value / patch.cols);
+            assert_eq!(divide(value, patch.row_magic), value / patch.rows);
+        }
+        for value in 0..pixels {
+            assert_eq!(divide(value, tile.col_magic), value / tile.cols);
+            assert_eq!(divide(value, tile.row_magic), value / tile.rows);
+        }
+    }
+
+    #[test]
+    fn every_shape_has_a_plan() {
+        let sizes = [1, 2, 3, 5, 7, 13, 32, 67, 224, 600];
+        for (i, h) in sizes.into_iter().enumerate() {
+            for (k, c_in, c_out, groups) in [
+                (1, 3, 64, 1),
+                (1, 512, 10, 1),
+                (2, 40, 24, 8),
+                (3, 3, 64, 1),
+                (3, 512, 512, 1),
+                (3, 30, 30, 30),
+                (5, 20, 20, 2),
+                (7, 3, 64, 1),
+                (32, 8, 8, 1),
+                (512, 24, 2, 1),
+            ] {
+                for stride in [1, 2, 3, 50, 1000] {
+                    let conv = Conv2d {
+                        stride,
+                        pad: if h < k { k } else { k / 2 },
+                        groups,
+                    };
+                    let x = Shape::new([1, 7, 300][i % 3], h, sizes[(i + 3) % 10], c_in);
+                    let w = Shape::new(c_out, k, k, c_in / groups);
+                    let Ok(y) = conv.output_shape("test", x, w) else {
+                        continue;
+                    };
+                    for grad in [false, true] {
+                        let plan = direct("test", grad, x, w, y, conv).unwrap();
+                        check_patch(&plan.p.tile, &plan.p.patch, 128, 10 << 10);
+                        assert!(plan.p.patch.windows * 8 <= 72);
+                    }
+                    let plan = outer("test", x, w, y, true, conv).unwrap();
+                    check_patch(&plan.p.tile, &plan.p.patch, 64, 14 << 10);
+                    assert!(plan.p.taps * plan.p.windows * plan.p.parts <= 36);
+                    assert!(plan.p.taps * plan.p.tap_blocks >= (k * k) as u32);
+                    assert!(plan.splits as u32 * plan.p.split_tiles >= plan.p.tiles);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_of_usual_layers_are_full() {
+        let conv = Conv2d {
+            stride: 1,
+            pad: 1,
+            groups: 1,
+        };
+        for (size, c) in [(32, 64), (16, 128), (8, 256), (4, 512), (2, 512)] {
+            let shape = Shape::new(128, size, size, c);
+            let w = Shape::new(c, 3, 3, c);
+            let tile = direct("test", false, shape, w, shape, conv).unwrap().p.tile;
+            assert_eq!(tile.images * tile.rows * tile.cols, 128, "{size}: {tile:?}");
+            let tile = outer("test", shape, w, shape, false, conv).unwrap().p.tile;
+            assert!(
+                tile.images * tile.rows * tile.cols >= 48,
+                "{size}: {tile:?}"
+            );
+        }
+    }
 }
