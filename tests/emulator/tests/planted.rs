@@ -150,7 +150,7 @@ fn copies_in_flight() {
         d.launch(kernel, shape(1, block), &args).unwrap();
         assert!(d.read(&y)[..block as usize].iter().any(|v| v.is_nan()), "{kernel}");
         d.emulator.set_mode(CHECKED);
-        found(&d, kernel, shape(1, block), &args, "read of uninitialised shared memory");
+        found(&d, kernel, shape(1, block), &args, "write by the copy engine, no wait between");
     }
 }
 

@@ -33,6 +33,8 @@ pub enum Arg {
     I32(i32),
     F32(f32),
     Map(TensorMap),
+    /// A struct of eleven words.
+    Words([u32; 11]),
 }
 
 /// The 128 bytes that describe a tensor to TMA.
@@ -91,6 +93,7 @@ impl Device {
                 Arg::I32(v) => std::ptr::from_ref(v) as *mut c_void,
                 Arg::F32(v) => std::ptr::from_ref(v) as *mut c_void,
                 Arg::Map(v) => std::ptr::from_ref(v) as *mut c_void,
+                Arg::Words(v) => std::ptr::from_ref(v) as *mut c_void,
             })
             .collect();
         // The emulator reads as many as the kernel has.
