@@ -200,7 +200,7 @@ fn check(d: &Device, random: &mut Random, case: &Case, swizzle: usize) {
 fn every_size() {
     let d = Device::new();
     let mut random = Random(11);
-    for n in [8, 16, 32, 64, 96, 128, 192, 256] {
+    for n in [8, 16, 24, 32, 64, 96, 128, 136, 192, 248, 256] {
         let case = Case {
             kernel: format!("test_wgmma_bf16_{n}"),
             kind: Type::Bf16,

@@ -169,3 +169,29 @@ impl Random {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 }
+
+/// A map of f32 tiles, innermost dimension first, without swizzle; rows are packed.
+pub fn tiled_f32(address: u64, dim: &[u64], tile: &[u32]) -> TensorMap {
+    let mut map = MaybeUninit::<TensorMap>::zeroed();
+    let stride: Vec<u64> = (1..dim.len()).map(|d| 4 * dim[..d].iter().product::<u64>()).collect();
+    // SAFETY: every array has as many elements as the rank says.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            map.as_mut_ptr().cast(),
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            dim.len() as u32,
+            address as *mut _,
+            dim.as_ptr(),
+            stride.as_ptr(),
+            tile.as_ptr(),
+            [1u32; 5].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        .result()
+        .unwrap();
+        map.assume_init()
+    }
+}
