@@ -7,6 +7,7 @@ mod data;
 mod device;
 mod ensemble;
 mod harness;
+mod networks;
 mod loss;
 mod margin;
 mod noise;
