@@ -1,5 +1,6 @@
-// The one place with inline PTX. nvcc sees CUDA's own headers and the PTX below; the host's C++ compiler
-// (tests/emulator) sees emu/gpu.h, which gives every name here its twin on the CPU.
+// The one place with inline PTX; what only compute capability 9.0 has is in its second half, gpu_sm90.cuh.
+// nvcc sees CUDA's own headers and the PTX; the host's C++ compiler (tests/emulator) sees emu/gpu.h, which
+// gives every name its twin on the CPU.
 //
 // A kernel file includes this and our other .cuh files, nothing else, and holds no asm.
 #pragma once
@@ -129,6 +130,72 @@ GPU_FN uint32_t to_tf32(float x) {
   return r;
 }
 
+// ---- approximations ---------------------------------------------------------------------------------------
+// One MUFU instruction each (sin and cos: after a multiplication by 1 / 2 pi). None takes or gives
+// subnormal numbers. Bounds from the PTX manual.
+
+/// log2(x), off by at most 2^-22 for x in [0.5, 2], by 2^-22 of the result elsewhere.
+GPU_FN float lg2_approx(float x) {
+  float r;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+/// sqrt(x), off by at most 2^-23 of the result.
+GPU_FN float sqrt_approx(float x) {
+  float r;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+/// sqrt(x) rounded to nearest, for x from 2^-100 to 2^100: what nvcc makes of sqrtf without its branch for
+/// other x.
+GPU_FN float sqrt_normal(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  float s = __fmul_rn(x, y), half = __fmul_rn(y, 0.5f);
+  return fmaf(fmaf(-s, s, x), half, s);
+}
+
+/// sin(x) and cos(x), off by at most 2^-20.5 for x in [-2 pi, 2 pi].
+GPU_FN float sin_approx(float x) {
+  float r;
+  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+GPU_FN float cos_approx(float x) {
+  float r;
+  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
+// ---- maximum and minimum that keep NaN ----------------------------------------------------------------------
+
+/// The larger one, NaN if either is NaN; +0 is larger than -0.
+GPU_FN float max_nan(float a, float b) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+
+/// The smaller one, NaN if either is NaN.
+GPU_FN float min_nan(float a, float b) {
+  float r;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+
+// ---- bits -------------------------------------------------------------------------------------------------
+
+/// (x & MASK) | BITS as one instruction; nvcc makes two of it, because both operands are constants.
+template <uint32_t MASK, uint32_t BITS>
+GPU_FN uint32_t mask_or(uint32_t x) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(x), "n"(MASK), "n"(BITS));
+  return r;
+}
+
 // ---- named barriers ---------------------------------------------------------------------------------------
 
 /// Barrier `id` (1 to 15) for `threads` threads, a multiple of 32.
@@ -136,6 +203,8 @@ GPU_FN void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r
 GPU_FN void bar_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 } // namespace gpu
+
+#include "gpu_sm90.cuh"
 #endif // __CUDACC__
 
 // ---- the same on both sides ---------------------------------------------------------------------------------
@@ -164,6 +233,32 @@ struct FromF32<__half> {
 template <class T>
 __device__ __forceinline__ T from_f32(float x) {
   return FromF32<T>::of(x);
+}
+
+/// How 16-byte pieces are exchanged in shared memory; numbered as wgmma's descriptors do.
+enum class Swizzle { None = 0, B128 = 1, B64 = 2, B32 = 3 };
+
+/// wgmma's descriptor of a matrix at p. Along K: `stride` bytes from 8 rows to the next 8; `leading` (no swizzle only)
+/// from one 16-byte piece of a row to the next. Transposed: see the PTX manual's canonical layouts.
+__device__ __forceinline__ uint64_t matrix_descriptor(const void *p, Swizzle swizzle, uint32_t leading, uint32_t stride) {
+  return (shared_u32(p) & 0x3ffff) >> 4 | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
+         uint64_t(swizzle) << 62;
+}
+
+/// Two values rounded and packed by one instruction where T has 16 bits.
+__device__ __forceinline__ void pack2(float (&out)[2], float a, float b) {
+  out[0] = a;
+  out[1] = b;
+}
+__device__ __forceinline__ void pack2(__nv_bfloat16 (&out)[2], float a, float b) {
+  __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+  out[0] = v.x;
+  out[1] = v.y;
+}
+__device__ __forceinline__ void pack2(__half (&out)[2], float a, float b) {
+  __half2 v = __floats2half2_rn(a, b);
+  out[0] = v.x;
+  out[1] = v.y;
 }
 
 /// Sum over the warp in a fixed order; every lane gets the same bits. All 32 lanes must call it.

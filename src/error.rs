@@ -62,6 +62,8 @@ pub enum Error {
         total: usize,
         /// Bytes this program's buffers hold.
         in_use: usize,
+        /// A smaller batch that was tried and fits.
+        batch_that_fits: Option<usize>,
     },
     /// A computation produced a value that is not finite.
     NotFinite {
@@ -90,6 +92,17 @@ impl Error {
             expected: expected.to_string(),
             found: found.to_string(),
         }
+    }
+
+    /// An [`Error::OutOfMemory`] that also says which batch fits.
+    pub(crate) fn with_batch_that_fits(mut self, rows: Option<usize>) -> Self {
+        if let Error::OutOfMemory {
+            batch_that_fits, ..
+        } = &mut self
+        {
+            *batch_that_fits = rows;
+        }
+        self
     }
 
     /// An [`Error::Argument`] unless the value is finite and at least 0.
@@ -169,6 +182,7 @@ impl fmt::Display for Error {
                 free,
                 total,
                 in_use,
+                batch_that_fits,
             } => {
                 let mib = |bytes: &usize| (*bytes as f64 / (1 << 20) as f64 * 10.0).round() / 10.0;
                 write!(
@@ -179,7 +193,11 @@ impl fmt::Display for Error {
                     mib(free),
                     mib(total),
                     mib(in_use)
-                )
+                )?;
+                match batch_that_fits {
+                    Some(rows) => write!(f, "; a batch of {rows} rows fits"),
+                    None => Ok(()),
+                }
             }
             Error::NotFinite { what, count, total } => {
                 write!(f, "{what}: {count} of {total} values are NaN or infinite")

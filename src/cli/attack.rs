@@ -411,7 +411,7 @@ impl CwArgs {
             };
             let outcome =
                 carlini_wagner::attack(&mut net, &x, ids, &criterion, params, &mut progress)?;
-            pixels.extend_from_slice(outcome.adversarial.to_cpu()?.data::<f32>());
+            pixels.extend_from_slice(outcome.adversarial.data::<f32>());
             found.extend(outcome.found);
         }
         bar.finish_and_clear();

@@ -1,6 +1,8 @@
 //! Random crops and flips of training images.
 
 use super::random::{Draws, Use};
+use crate::error::{Error, Result};
+use crate::tensor::Shape;
 
 /// What happens to a training image before each epoch.
 ///
@@ -15,6 +17,16 @@ pub struct Augment {
 }
 
 impl Augment {
+    /// An error unless the padding is smaller than the images.
+    pub(super) fn check(&self, op: &'static str, images: Shape) -> Result<()> {
+        let smaller = images.h.min(images.w);
+        if self.pad >= smaller {
+            let expected = format!("padding smaller than the image ({smaller})");
+            return Err(Error::argument(op, "augment", expected, self.pad));
+        }
+        Ok(())
+    }
+
     /// What is drawn for one image in one epoch.
     pub(super) fn draw(&self, seed: u64, epoch: u32, index: usize) -> Moved {
         let mut draws = Draws::new(seed, Use::Augment, epoch, index as u32);
@@ -32,9 +44,9 @@ impl Augment {
 /// result is then mirrored if `flip`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Moved {
-    dy: isize,
-    dx: isize,
-    flip: bool,
+    pub dy: isize,
+    pub dx: isize,
+    pub flip: bool,
 }
 
 impl Moved {

@@ -7,7 +7,7 @@
 
 mod augment;
 mod cifar;
-
+mod device;
 mod figure;
 mod files;
 mod folder;
@@ -18,6 +18,7 @@ mod stl;
 mod synthetic;
 
 pub use augment::Augment;
+pub use device::{Batch, DeviceData, Pick, Plan};
 pub use spec::{Spec, Split};
 
 use rayon::prelude::*;
@@ -139,11 +140,7 @@ impl Dataset {
     ) -> Result<(Tensor, Vec<u32>)> {
         const OP: &str = "Dataset::augmented_batch";
         self.check(OP, indices)?;
-        let smaller = self.shape.h.min(self.shape.w);
-        if augment.pad >= smaller {
-            let expected = format!("padding smaller than the image ({smaller})");
-            return Err(Error::argument(OP, "augment", expected, augment.pad));
-        }
+        augment.check(OP, self.shape)?;
         let (h, w, c) = (self.shape.h, self.shape.w, self.shape.c);
         self.gather(indices, |index, out| {
             let moved = augment.draw(seed, epoch, index);
@@ -186,12 +183,7 @@ impl Dataset {
 
     /// All positions in the random order of one epoch, a function of `(seed, epoch)`.
     pub fn shuffled_indices(&self, seed: u64, epoch: u32) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.len()).collect();
-        let mut draws = Draws::new(seed, Use::Shuffle, epoch, 0);
-        for last in (1..order.len()).rev() {
-            order.swap(last, draws.below(last + 1));
-        }
-        order
+        shuffled(self.len(), seed, epoch)
     }
 
     fn check(&self, op: &'static str, indices: &[usize]) -> Result<()> {
@@ -245,6 +237,16 @@ impl std::fmt::Debug for Dataset {
             self.classes.len()
         )
     }
+}
+
+/// `0..n` in the random order of one epoch.
+fn shuffled(n: usize, seed: u64, epoch: u32) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    let mut draws = Draws::new(seed, Use::Shuffle, epoch, 0);
+    for last in (1..n).rev() {
+        order.swap(last, draws.below(last + 1));
+    }
+    order
 }
 
 fn gather_rows<T: Copy>(data: &[T], len: usize, rows: &[usize]) -> Vec<T> {

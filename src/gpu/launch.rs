@@ -125,3 +125,10 @@ pub(crate) fn blocks(op: &'static str, count: usize, per_block: usize) -> Result
             Error::argument(op, "x", format_args!("at most {most} elements"), count)
         })
 }
+
+/// A size as kernels take it.
+///
+/// Errors: it does not fit in 32 bits.
+pub(crate) fn size(op: &'static str, arg: &'static str, size: usize) -> Result<u32> {
+    u32::try_from(size).map_err(|_| Error::argument(op, arg, "a size below 2^32", size))
+}

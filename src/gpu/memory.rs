@@ -305,6 +305,7 @@ impl Gpu {
             free,
             total,
             in_use: self.memory_use().in_use,
+            batch_that_fits: None,
         }
     }
 
@@ -423,6 +424,26 @@ impl<T: Element> Buffer<T> {
     /// Its address, to be written by a kernel.
     pub fn ptr_mut(&mut self) -> Ptr {
         self.ptr()
+    }
+
+    /// An error naming `op` and `arg` unless the buffer holds `len` elements on this GPU.
+    pub(crate) fn expect(
+        &self,
+        op: &'static str,
+        arg: &'static str,
+        len: usize,
+        gpu: &Gpu,
+    ) -> Result<()> {
+        if self.len == len && self.gpu() == gpu {
+            return Ok(());
+        }
+        let text = |len, gpu: &Gpu| format!("{len} elements on cuda:{}", gpu.ordinal());
+        Err(Error::argument(
+            op,
+            arg,
+            text(len, gpu),
+            text(self.len, self.gpu()),
+        ))
     }
 
     /// Overwrites the elements; there must be as many as the buffer holds.

@@ -2,12 +2,13 @@
 
 use super::{Entry, Grads, Layer, Layout, Mode, NoiseLayer, Param, Pass};
 use crate::error::Result;
-use crate::ops::batch_norm::{self, Activation, Running};
+use crate::ops::apply::{self, Gradients, Norm, Then};
+use crate::ops::batch_norm::{Activation, Running};
 use crate::ops::conv2d::{self, Conv2d};
 use crate::ops::noise::Noise;
-use crate::ops::pool2d::{self, Pool2d};
-use crate::ops::{noisy_conv2d, relu};
-use crate::tensor::{Shape, Tensor};
+use crate::ops::noisy_conv2d;
+use crate::ops::pool2d::Pool2d;
+use crate::tensor::Tensor;
 
 /// A convolution's parameters.
 #[derive(Debug, Clone)]
@@ -56,23 +57,8 @@ struct Saved {
     x: Tensor,
     /// The draw, to be made again for the weight gradient.
     noise: Option<Noise>,
-    /// The convolution's output and batch norm's statistics, or the activation's output.
-    middle: Middle,
-    /// Shape in front of the pooling, and which element of each window was largest.
-    pooled: Option<(Shape, Vec<u8>)>,
-}
-
-enum Middle {
-    Norm(Tensor, batch_norm::Saved),
-    Activated(Tensor),
-}
-
-fn cap(activation: Activation) -> Option<Option<f64>> {
-    match activation {
-        Activation::Identity => None,
-        Activation::Relu => Some(None),
-        Activation::BoundedRelu(cap) => Some(Some(cap)),
-    }
+    /// What follows the convolution.
+    applied: apply::Saved,
 }
 
 impl ConvBlock {
@@ -107,77 +93,48 @@ impl Layer for ConvBlock {
             None => conv2d::forward(&x, w, b, self.conv.geometry)?,
         };
 
-        let (y, middle) = match &mut self.norm {
+        let norm = match &mut self.norm {
+            None => Norm::None,
             Some(norm) => {
                 let affine = norm.affine.as_ref().map(|(g, b)| (&g.value, &b.value));
-                let (y, saved) = match pass.mode {
+                match pass.mode {
                     Mode::Train => {
                         norm.count += 1;
-                        batch_norm::forward_train(&z, affine, &mut norm.running, self.activation)?
+                        let running = &mut norm.running;
+                        Norm::Train { affine, running }
                     }
                     Mode::Eval => {
-                        batch_norm::forward_eval(&z, affine, &norm.running, self.activation)?
+                        let running = &norm.running;
+                        Norm::Eval { affine, running }
                     }
-                };
-                (y, Middle::Norm(z, saved))
-            }
-            None => {
-                let y = match cap(self.activation) {
-                    Some(cap) => relu::forward(z, cap)?,
-                    None => z,
-                };
-                (y.clone(), Middle::Activated(y))
+                }
             }
         };
-
-        let (y, pooled) = match self.pool {
-            Some(pool) => {
-                let shape = y.shape();
-                let (y, argmax) = pool2d::max_forward(&y, pool)?;
-                (y, Some((shape, argmax)))
-            }
-            None => (y, None),
+        let then = Then {
+            residual: None,
+            activation: self.activation,
+            pool: self.pool,
+            noise: None,
+            record: pass.record,
         };
-        self.saved = pass.record.then_some(Saved {
-            x,
-            noise,
-            middle,
-            pooled,
-        });
+        let (y, applied) = apply::forward(z, norm, &then)?;
+        self.saved = applied.map(|applied| Saved { x, noise, applied });
         Ok(y)
     }
 
     fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
-        let Saved {
-            x,
-            noise,
-            middle,
-            pooled,
-        } = self
+        let Saved { x, noise, applied } = self
             .saved
             .take()
             .expect("backward follows a recorded forward");
-        let dy = match (pooled, self.pool) {
-            (Some((shape, argmax)), Some(pool)) => pool2d::max_backward(&dy, &argmax, shape, pool)?,
-            _ => dy,
+        let (affine, affine_grads) = match self.norm.as_mut().and_then(|n| n.affine.as_mut()) {
+            Some((g, b)) => (
+                Some((&g.value, &b.value)),
+                (grads == Grads::Accumulate).then_some((&mut g.grad, &mut b.grad)),
+            ),
+            None => (None, None),
         };
-        let dz = match middle {
-            Middle::Norm(z, saved) => {
-                let norm = self.norm.as_mut().expect("recorded with this norm");
-                let (affine, affine_grads) = match &mut norm.affine {
-                    Some((g, b)) => (
-                        Some((&g.value, &b.value)),
-                        (grads == Grads::Accumulate).then_some((&mut g.grad, &mut b.grad)),
-                    ),
-                    None => (None, None),
-                };
-                batch_norm::backward(dy, &z, affine, &saved, self.activation, affine_grads)?
-            }
-            Middle::Activated(y) => match cap(self.activation) {
-                Some(cap) => relu::backward(dy, &y, cap)?,
-                None => dy,
-            },
-        };
+        let Gradients { dx: dz, .. } = apply::backward(dy, affine, applied, affine_grads)?;
         let Conv {
             geometry,
             weight,

@@ -32,7 +32,7 @@ pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     const OP: &str = "linear::forward";
     expect_rows(OP, "x", x.shape())?;
     expect_rows(OP, "w", w.shape())?;
-    w.expect(OP, "w", w.shape().with_c(x.shape().c), x.dtype())?;
+    w.expect(OP, "w", w.shape().with_c(x.shape().c), x.kind().master())?;
     conv2d::forward_noisy(OP, x, None, w, b, CONV)
 }
 
@@ -41,8 +41,7 @@ pub fn input_grad(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
     const OP: &str = "linear::input_grad";
     expect_rows(OP, "dy", dy.shape())?;
     expect_rows(OP, "w", w.shape())?;
-    dy.expect(OP, "dy", dy.shape().with_c(w.shape().n), w.dtype())?;
-    conv2d::input_grad(dy, w, dy.shape().with_c(w.shape().c), CONV)
+    conv2d::input_grad_of(OP, dy, w, dy.shape().with_c(w.shape().c), CONV)
 }
 
 /// Adds `dy^T x` to `dw` and the column sums of `dy` to `db`.
@@ -56,6 +55,6 @@ pub fn weight_grad(
     expect_rows(OP, "dy", dy.shape())?;
     expect_rows(OP, "x", x.shape())?;
     let shape = Shape::new(dy.shape().c, 1, 1, x.shape().c);
-    dw.expect(OP, "dw", shape, x.dtype())?;
+    dw.expect(OP, "dw", shape, x.kind().master())?;
     conv2d::weight_grad_noisy(OP, dy, x, None, dw, db, CONV)
 }

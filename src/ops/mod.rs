@@ -6,8 +6,11 @@
 
 pub mod adam;
 pub mod add;
+pub mod apply;
 pub mod batch_norm;
+mod bytes;
 pub mod conv2d;
+pub mod ensemble;
 pub mod isa;
 pub mod linear;
 pub mod loss;
@@ -18,5 +21,7 @@ pub mod pool2d;
 pub mod relu;
 pub mod sgd;
 mod simd;
+mod spans;
+pub mod step;
 pub mod tanh_space;
 mod tile;

@@ -65,6 +65,13 @@ impl Tensor {
         }
     }
 
+    /// The GPU it lies on; an error naming `op` and `arg` if that is none.
+    pub(crate) fn expect_gpu(&self, op: &'static str, arg: &'static str) -> Result<&Gpu> {
+        let found = || format!("{} {} on the CPU", self.shape, self.dtype());
+        self.gpu()
+            .ok_or_else(|| Error::argument(op, arg, "a tensor on a GPU", found()))
+    }
+
     /// Where it lies.
     pub fn device(&self) -> Device {
         self.gpu().cloned().map_or(Device::Cpu, Device::Gpu)

@@ -3,6 +3,7 @@
 //! A run is a pure function of its settings, data and seed. Its state can be saved between any two
 //! steps and continued to the same bits.
 
+mod device;
 mod state;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,11 @@ use crate::nn::{Grads, Mode, Pass};
 use crate::ops::loss::{argmax, cross_entropy};
 use crate::ops::noise::{Key, Purpose};
 use crate::ops::sgd;
+use crate::ops::step::Scale;
 use crate::optim::{Schedule, Sgd};
+use crate::tensor::Device;
+
+use device::{DeviceRun, ScaleFields};
 
 /// Which weights a run ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -144,6 +149,43 @@ struct Progress {
     log: Vec<EpochLog>,
     /// Best test accuracy so far, and its epoch.
     best: Option<(f64, u32)>,
+    /// The loss scale of f16 training.
+    #[serde(default, with = "scale_option")]
+    scale: Option<Scale>,
+}
+
+/// An optional [`Scale`] in a state file.
+mod scale_option {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Scale, ScaleFields};
+
+    #[derive(Serialize, Deserialize)]
+    struct Wrapped(#[serde(with = "ScaleFields")] Scale);
+
+    pub fn serialize<S: Serializer>(scale: &Option<Scale>, s: S) -> Result<S::Ok, S::Error> {
+        scale.map(Wrapped).serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Scale>, D::Error> {
+        Ok(Option::<Wrapped>::deserialize(d)?.map(|w| w.0))
+    }
+}
+
+fn loss_not_finite(step: u64, epoch: u32, count: usize, total: usize) -> Error {
+    Error::NotFinite {
+        what: format!(
+            "training loss at step {step} (epoch {}); a smaller learning rate may help",
+            epoch + 1
+        ),
+        count,
+        total,
+    }
+}
+
+/// A last batch of one row is left out: batch norm needs two.
+fn steps_per_epoch(images: usize, batch: usize) -> usize {
+    images / batch + usize::from(images % batch > 1)
 }
 
 /// A training run.
@@ -155,6 +197,8 @@ pub struct Trainer<'a> {
     optimizer: Sgd,
     progress: Progress,
     best: Option<Checkpoint>,
+    /// What the run keeps on a GPU, where the network is on one.
+    device: Option<DeviceRun>,
 }
 
 impl<'a> Trainer<'a> {
@@ -191,6 +235,13 @@ impl<'a> Trainer<'a> {
             ));
         }
         let optimizer = Sgd::new(model, settings.sgd)?;
+        let device = match model.device() {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => {
+                let steps = steps_per_epoch(train.len(), settings.batch);
+                Some(DeviceRun::new(gpu, train, steps, model.dtype())?)
+            }
+        };
         Ok(Trainer {
             model,
             settings,
@@ -199,6 +250,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             progress: Progress::default(),
             best: None,
+            device,
         })
     }
 
@@ -224,8 +276,7 @@ impl<'a> Trainer<'a> {
 
     /// Steps of an epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        let (n, batch) = (self.train.len(), self.settings.batch);
-        n / batch + usize::from(n % batch > 1)
+        steps_per_epoch(self.train.len(), self.settings.batch)
     }
 
     /// The network as it stands.
@@ -235,23 +286,33 @@ impl<'a> Trainer<'a> {
 
     /// Trains until every epoch is done, or until `stop` is set: then [`Error::Interrupted`], with
     /// the state between two steps. A loss that is not finite is an error.
+    ///
+    /// On a GPU the host runs ahead of the device; [`Event::Step`] tells the loss as the host last
+    /// saw it.
     pub fn run(
         &mut self,
         stop: &AtomicBool,
         observe: &mut dyn FnMut(&mut Self, Event<'_>) -> Result<()>,
     ) -> Result<()> {
         while !self.is_done() {
-            let order = self
-                .train
-                .shuffled_indices(self.settings.seed, self.progress.epoch);
             let steps = self.steps_per_epoch();
+            let order = match self.device {
+                None => self
+                    .train
+                    .shuffled_indices(self.settings.seed, self.progress.epoch),
+                Some(_) => Vec::new(),
+            };
+            self.enter_epoch()?;
             while self.progress.batch < steps {
                 if stop.load(Ordering::Relaxed) {
                     return Err(Error::Interrupted);
                 }
                 let start = self.progress.batch * self.settings.batch;
-                let end = (start + self.settings.batch).min(order.len());
-                self.step(&order[start..end])?;
+                let end = (start + self.settings.batch).min(self.train.len());
+                match self.device {
+                    None => self.step(&order[start..end])?,
+                    Some(_) => self.device_step(end - start)?,
+                }
                 let Progress {
                     epoch,
                     batch,
@@ -265,8 +326,8 @@ impl<'a> Trainer<'a> {
                     step: batch,
                     steps,
                     rows: end - start,
-                    loss: loss / rows as f64,
-                    accuracy: correct as f64 / rows as f64,
+                    loss: loss / rows.max(1) as f64,
+                    accuracy: correct as f64 / rows.max(1) as f64,
                 };
                 observe(self, event)?;
             }
@@ -276,15 +337,54 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn rate(&self) -> f64 {
+    /// The learning rate of a step of the current epoch.
+    fn rate(&self, step: u64) -> f64 {
         let steps = self.steps_per_epoch() as u64 * u64::from(self.settings.epochs);
         self.settings.schedule.rate(
             self.settings.sgd.lr,
             self.progress.epoch,
             self.settings.epochs,
-            self.progress.step,
+            step,
             steps,
         )
+    }
+
+    /// Prepares the device for the current epoch.
+    fn enter_epoch(&mut self) -> Result<()> {
+        let first = self.progress.step - self.progress.batch as u64;
+        let steps = self.steps_per_epoch() as u64;
+        let rates: Vec<f64> = (first..first + steps).map(|step| self.rate(step)).collect();
+        match &mut self.device {
+            None => Ok(()),
+            Some(device) => device.enter_epoch(&self.settings, &self.progress, &rates),
+        }
+    }
+
+    /// The next step on the device.
+    fn device_step(&mut self, rows: usize) -> Result<()> {
+        let rate = self.rate(self.progress.step);
+        let device = self.device.as_mut().expect("training on a device");
+        let step = device.step(self.model, &mut self.optimizer, &self.settings, rows);
+        if let Err(Error::OutOfMemory { .. }) = step {
+            let fits = device.rows_that_fit(self.model, &self.settings, rows);
+            return step.map_err(|e| e.with_batch_that_fits(fits));
+        }
+        step?;
+        self.optimizer.settings.lr = rate;
+        self.progress.batch += 1;
+        self.progress.step += 1;
+        if device.is_due() {
+            self.look()?;
+        }
+        Ok(())
+    }
+
+    /// Brings the host's knowledge of the run up to date.
+    fn look(&mut self) -> Result<()> {
+        match &mut self.device {
+            None => Ok(()),
+            Some(device) => device.look(self.model, &mut self.progress),
+        }
     }
 
     /// `w <- w - lr grad loss(f_eps(w, x), y)`, one draw `eps` per row.
@@ -320,18 +420,11 @@ impl<'a> Trainer<'a> {
         let (losses, dlogits) = cross_entropy(&logits, &labels)?;
         let bad = losses.iter().filter(|l| !l.is_finite()).count();
         if bad > 0 {
-            return Err(Error::NotFinite {
-                what: format!(
-                    "training loss at step {} (epoch {}); a smaller learning rate may help",
-                    self.progress.step,
-                    self.progress.epoch + 1
-                ),
-                count: bad,
-                total: losses.len(),
-            });
+            let Progress { step, epoch, .. } = self.progress;
+            return Err(loss_not_finite(step, epoch, bad, losses.len()));
         }
         self.model.backward(dlogits, Grads::Accumulate)?;
-        self.optimizer.settings.lr = self.rate();
+        self.optimizer.settings.lr = self.rate(self.progress.step);
         self.optimizer.step(self.model)?;
 
         let right = argmax(&logits)?
@@ -349,6 +442,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn end_epoch(&mut self) -> Result<EpochLog> {
+        self.look()?;
         let epoch = self.progress.epoch;
         let (test_loss, test_accuracy) = self.evaluate(epoch)?;
         let line = EpochLog {
@@ -386,6 +480,7 @@ impl<'a> Trainer<'a> {
             epoch: next,
             step: self.progress.step,
             best: self.progress.best,
+            scale: self.progress.scale,
             log,
             ..Progress::default()
         };

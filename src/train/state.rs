@@ -63,6 +63,7 @@ impl Trainer<'_> {
     /// Everything that is needed to continue: weights, statistics, velocities, best weights so far,
     /// progress, and the settings it was made with.
     fn state(&mut self) -> Result<Checkpoint> {
+        self.look()?;
         let mut state = Checkpoint {
             tensors: BTreeMap::new(),
             metadata: self.description(),
@@ -91,6 +92,7 @@ impl Trainer<'_> {
     /// Network, settings and sizes of the data: what must agree for a run to be continued.
     fn description(&self) -> BTreeMap<String, String> {
         let mut description = self.model.config().to_metadata();
+        description.insert("dtype".to_string(), self.model.dtype().to_string());
         description.extend(self.settings.to_metadata());
         for (key, data) in [("train_images", self.train), ("test_images", self.test)] {
             description.insert(key.to_string(), data.len().to_string());
@@ -147,6 +149,9 @@ impl Trainer<'_> {
         result?;
         self.best = (!best.tensors.is_empty()).then_some(best);
         self.progress = progress;
+        if let Some(device) = &mut self.device {
+            device.forget_place();
+        }
         Ok(())
     }
 }

@@ -170,7 +170,8 @@ impl Compiler {
             command.args(["-fsanitize=thread", "-w"]);
             command.arg("-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero");
             if self.tool.is_like_gnu() && !self.tool.is_like_clang() {
-                command.arg("--param=tsan-instrument-func-entry-exit=0");
+                // Functions that are the same would be merged, and reports name only one's lines.
+                command.args(["--param=tsan-instrument-func-entry-exit=0", "-fno-ipa-icf"]);
             }
         }
         for include in &self.includes {

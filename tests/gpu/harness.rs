@@ -165,7 +165,7 @@ pub fn epsilon(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => (-24f64).exp2(),
         DType::F16 => (-11f64).exp2(),
-        DType::BF16 => (-8f64).exp2() / 2.0,
+        DType::BF16 => (-8f64).exp2(),
         DType::F64 => (-53f64).exp2(),
     }
 }
@@ -184,4 +184,36 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
             worst.max(d)
         }
     })
+}
+
+/// What a GPU's result is held against: the CPU's in f64, and in f32 for the size of rounding errors.
+pub struct Reference<'a> {
+    pub exact: &'a Tensor,
+    pub single: &'a Tensor,
+}
+
+impl Reference<'_> {
+    /// Each element of `found` is as exact as sums in f32 are, up to their order, and one rounding to
+    /// `dtype`: within four times the largest error of the CPU's f32 path, four units in the last
+    /// place of the largest element, and half a unit in the last place of its own in `dtype`.
+    #[track_caller]
+    pub fn assert_close(&self, what: &str, found: &Tensor, dtype: DType) {
+        let exact = self.exact.to_f64_vec();
+        let largest = exact.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let sum = 4.0 * distance(self.single, self.exact) + 8.0 * epsilon(DType::F32) * largest;
+        for (i, (&exact, found)) in exact.iter().zip(found.to_f64_vec()).enumerate() {
+            let rounding = match dtype {
+                DType::BF16 => epsilon(dtype) * (exact.abs() + sum),
+                // f16 is subnormal below 2^-14.
+                DType::F16 => (epsilon(dtype) * (exact.abs() + sum)).max((-25f64).exp2()),
+                _ => 0.0,
+            };
+            let error = (found - exact).abs();
+            assert!(
+                error <= sum + rounding,
+                "{what}[{i}]: {found} for {exact}, off by {error:e}, bound {:e}",
+                sum + rounding
+            );
+        }
+    }
 }

@@ -1,5 +1,19 @@
 //! Every op on its GPU path: the real host code and the real kernels, on a GPU or on the emulator.
 
+mod adam;
+mod add;
+mod conv2d;
+mod data;
 mod device;
+mod ensemble;
 mod harness;
+mod networks;
+mod loss;
+mod margin;
+mod noise;
+mod numbers;
+mod pool2d;
+mod relu;
+mod sgd;
+mod tanh_space;
 mod tensor;

@@ -1,4 +1,4 @@
-//! One minimisation, every step decided on the host.
+//! One minimisation on the CPU.
 
 use super::{CarliniWagner, put_row, row};
 use crate::attacks::Criterion;
@@ -26,7 +26,7 @@ pub(super) struct Descent<'a> {
 }
 
 pub(super) struct Last {
-    /// Iterate after the last step.
+    /// Iterate after the last step, on the CPU.
     pub images: Tensor,
     /// Whether the iterate in front of the last step met the criterion.
     pub success: Vec<bool>,
@@ -41,6 +41,17 @@ pub(super) struct Descended {
 
 impl Descent<'_> {
     pub fn run(self, c: &[f64], progress: &mut dyn FnMut(u32) -> Result<()>) -> Result<Descended> {
+        match self.x.gpu().cloned() {
+            Some(gpu) => super::device::run(self, &gpu, c, progress),
+            None => self.run_on_host(c, progress),
+        }
+    }
+
+    fn run_on_host(
+        self,
+        c: &[f64],
+        progress: &mut dyn FnMut(u32) -> Result<()>,
+    ) -> Result<Descended> {
         let Descent {
             net,
             x,

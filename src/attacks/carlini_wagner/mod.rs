@@ -10,6 +10,7 @@
 //! [`Protocol::Search`] is the original: binary search over `c`, the closest success kept.
 
 mod descent;
+mod device;
 
 use crate::attacks::Criterion;
 use crate::ensemble::Differentiable;
@@ -123,7 +124,7 @@ pub fn rms_l2(found: &[Found]) -> f64 {
 
 /// Adversarial images, row by row, and what became of each.
 pub struct Outcome {
-    /// `[n, h, w, c]` in `[0, 1]`; the original image where a search found no success.
+    /// `[n, h, w, c]` in `[0, 1]`, on the CPU; the original image where a search found no success.
     pub adversarial: Tensor,
     /// One entry per row.
     pub found: Vec<Found>,
@@ -131,7 +132,8 @@ pub struct Outcome {
 
 /// Attacks images `x` `[n, h, w, c]` in `[0, 1]`. `ids[i]` is image `i`'s index in its data set: with
 /// the classifier's seed it names the draws the attack sees. `progress` is told every step (steps
-/// done, of at most how many) and may stop the attack by an error.
+/// done, of at most how many) and may stop the attack by an error. The attack runs where `x` lies,
+/// which is where the classifier works.
 pub fn attack(
     net: &mut dyn Differentiable,
     x: &Tensor,
@@ -144,6 +146,7 @@ pub fn attack(
     let n = ids.len();
     x.expect("carlini_wagner", "x", net.input().with_n(n), x.dtype())?;
     criterion.check("carlini_wagner", n, net.classes())?;
+    let original = x.to_cpu()?;
     match params.protocol {
         Protocol::Rse { c } => {
             let mut report = |step| progress(step, params.steps);
@@ -158,7 +161,7 @@ pub fn attack(
                 first_draw: 0,
             };
             let last = descent.run(&vec![c; n], &mut report)?.last;
-            let squared = tanh_space::squared_distances(&last.images, x)?;
+            let squared = tanh_space::squared_distances(&last.images, &original)?;
             let found = (0..n).map(|i| Found {
                 success: last.success[i],
                 l2_squared: squared[i],
@@ -185,7 +188,7 @@ pub fn attack(
                 };
                 n
             ];
-            let mut best = x.clone();
+            let mut best = original;
             for round in 0..search_steps {
                 if round + 1 == search_steps && search_steps >= 10 {
                     search.repeat_upper();

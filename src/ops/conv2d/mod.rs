@@ -12,8 +12,10 @@
 //! depends on the number of threads.
 
 mod direct;
+mod gpu;
 mod input_grad;
 mod operand;
+mod plan;
 mod weight_grad;
 
 use super::isa::Isa;
@@ -108,9 +110,28 @@ pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv2d) -> Resu
 
 /// Gradient in `x`, of shape `x_shape`.
 pub fn input_grad(dy: &Tensor, w: &Tensor, x_shape: Shape, conv: Conv2d) -> Result<Tensor> {
-    const OP: &str = "conv2d::input_grad";
-    let y_shape = conv.output_shape(OP, x_shape, w.shape())?;
-    dy.expect(OP, "dy", y_shape, w.dtype())?;
+    input_grad_of("conv2d::input_grad", dy, w, x_shape, conv)
+}
+
+/// [`input_grad`]; `op` is the name errors carry.
+pub(super) fn input_grad_of(
+    op: &'static str,
+    dy: &Tensor,
+    w: &Tensor,
+    x_shape: Shape,
+    conv: Conv2d,
+) -> Result<Tensor> {
+    let y_shape = conv.output_shape(op, x_shape, w.shape())?;
+    w.expect(op, "w", w.shape(), w.kind().master())?;
+    // Activations may have another type than their parameters, and no other device.
+    let dtype = match dy.dtype().master() == w.dtype() {
+        true => dy.dtype(),
+        false => w.dtype(),
+    };
+    dy.expect(op, "dy", y_shape, w.kind().with(dtype))?;
+    if let Some(gpu) = w.gpu() {
+        return gpu::input_grad(op, gpu, dy, w, x_shape, conv);
+    }
     dispatch!(w.dtype(), T => {
         let dx = input_grad::input_grad::<T>(
             Isa::current(), dy.data(), y_shape, w.data(), w.shape(), x_shape, conv,
@@ -140,9 +161,12 @@ pub(super) fn forward_noisy(
     conv: Conv2d,
 ) -> Result<Tensor> {
     let y_shape = conv.output_shape(op, x.shape(), w.shape())?;
-    w.expect(op, "w", w.shape(), x.dtype())?;
+    w.expect(op, "w", w.shape(), x.kind().master())?;
     if let Some(b) = b {
-        b.expect(op, "b", Shape::vector(y_shape.c), x.dtype())?;
+        b.expect(op, "b", Shape::vector(y_shape.c), x.kind().master())?;
+    }
+    if let Some(gpu) = x.gpu() {
+        return gpu::forward(op, gpu, x, noise, w, b, y_shape, conv);
     }
     dispatch!(x.dtype(), T => {
         let x = operand::Operand::<T>::new(x.data(), x.shape(), noise);
@@ -163,10 +187,13 @@ pub(super) fn weight_grad_noisy(
     conv: Conv2d,
 ) -> Result<()> {
     let y_shape = conv.output_shape(op, x.shape(), dw.shape())?;
-    dy.expect(op, "dy", y_shape, x.dtype())?;
-    dw.expect(op, "dw", dw.shape(), x.dtype())?;
+    dy.expect(op, "dy", y_shape, x.kind())?;
+    dw.expect(op, "dw", dw.shape(), x.kind().master())?;
     if let Some(db) = &db {
-        db.expect(op, "db", Shape::vector(y_shape.c), x.dtype())?;
+        db.expect(op, "db", Shape::vector(y_shape.c), x.kind().master())?;
+    }
+    if let Some(gpu) = x.gpu() {
+        return gpu::weight_grad(op, gpu, dy, x, noise, dw, db, conv);
     }
     let w_shape = dw.shape();
     dispatch!(x.dtype(), T => {

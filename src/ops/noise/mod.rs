@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(super) mod gpu;
 mod normals;
 mod philox;
 mod rows;
@@ -11,8 +12,9 @@ use rayon::prelude::*;
 
 use crate::dispatch;
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::ops::isa::Isa;
-use crate::tensor::{Real, Shape, Tensor};
+use crate::tensor::{Device, Real, Shape, Tensor};
 
 pub use philox::philox4x32_10;
 pub use rows::{Row, Rows};
@@ -97,8 +99,10 @@ pub struct Noise {
 /// `y = x + sigma * z`; `x` and `y` are `[n, h, w, c]` and `noise.key.rows` has `n` entries.
 /// The gradient is the identity.
 ///
-/// One fused multiply-add in the tensor's type; `z` is the same f32 number for f32 and f64.
-/// `sigma = 0` copies the bits of `x`.
+/// One fused multiply-add in the tensor's type, for 16-bit types in f32 and then one rounding; `z` is
+/// the same f32 number for f32 and f64. On a GPU precise normals are the same bits as on the CPU, fast
+/// ones come from approximations and are as close as `kernels/noise.cuh` says. `sigma = 0` copies the
+/// bits of `x`.
 ///
 /// # Errors
 /// What [`check_shape`] refuses.
@@ -108,11 +112,44 @@ pub fn forward(x: &Tensor, noise: &Noise) -> Result<Tensor> {
     if noise.sigma == 0.0 || shape.is_empty() {
         return Ok(x.clone());
     }
+    if let Some(gpu) = x.gpu() {
+        return gpu::forward(gpu, x, noise);
+    }
     dispatch!(x.dtype(), T => {
         let mut y = vec![T::default(); shape.len()];
         add_rows(noise, shape, x.data::<T>(), &mut y);
         Tensor::from_vec(shape, y)
     })
+}
+
+/// The integers behind the noise on images of this shape: the words of the blocks
+/// `pixel * blocks + block in the pixel` of every row, row after row. They are the same on every
+/// device.
+///
+/// Errors: as [`forward`]; a fault of the device.
+pub fn words(noise: &Noise, shape: Shape, device: &Device) -> Result<Vec<[u32; 4]>> {
+    check_shape("noise::words", noise, shape)?;
+    let blocks = shape.h * shape.w * shape.c.div_ceil(noise.normals.per_block());
+    if blocks >= 1 << 31 || shape.n >= 1 << 16 {
+        let expected = "fewer than 2^31 blocks a row and 65536 rows";
+        return Err(Error::argument("noise::words", "shape", expected, shape));
+    }
+    if let Device::Gpu(gpu) = device {
+        return gpu::words(gpu, noise, shape);
+    }
+    let (seed, layer) = (noise.key.seed, noise.layer);
+    let layer = (noise.key.purpose as u32) << 16 | u32::from(layer);
+    let key = [seed as u32, (seed >> 32) as u32];
+    let row = |&Row { id, draw }: &Row| {
+        (0..blocks).map(move |block| philox4x32_10([block as u32, id, layer, draw], key))
+    };
+    Ok(noise.key.rows.iter().flat_map(row).collect())
+}
+
+/// [`philox4x32_10`] on a GPU, for its known answers.
+#[doc(hidden)]
+pub fn philox4x32_10_on(gpu: &Gpu, counter: [u32; 4], key: [u32; 2]) -> Result<[u32; 4]> {
+    gpu::philox(gpu, counter, key)
 }
 
 /// Cuts the rows into pieces of whole pixels and adds their noise in parallel.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Elem, Element, Gpu, Ptr};
@@ -31,7 +31,7 @@ pub struct Rows(Arc<Inner>);
 struct Inner {
     len: usize,
     host: Option<Box<[Row]>>,
-    device: OnceLock<Arc<Buffer<Row>>>,
+    device: Mutex<Option<Arc<Buffer<Row>>>>,
 }
 
 impl Rows {
@@ -40,7 +40,7 @@ impl Rows {
         Rows(Arc::new(Inner {
             len: rows.len(),
             host: None,
-            device: rows.into(),
+            device: Mutex::new(Some(rows)),
         }))
     }
 
@@ -59,27 +59,33 @@ impl Rows {
         self.0.host.as_deref()
     }
 
-    /// The list on a GPU; the first call uploads it.
+    /// The list as it stands, wherever it lies. Waits for the device.
     ///
-    /// Errors: not enough device memory; the list lies on another GPU.
-    pub(crate) fn ptr(&self, gpu: &Gpu) -> Result<Ptr> {
-        let buffer = match (self.0.device.get(), &self.0.host) {
-            (Some(buffer), _) => buffer,
-            (None, Some(host)) => {
-                let buffer = Arc::new(gpu.upload(host)?);
-                self.0.device.get_or_init(|| buffer)
-            }
-            (None, None) => unreachable!("a list is on the host or on a device"),
-        };
-        if buffer.gpu() != gpu {
-            let expected = format_args!("a list used on one GPU, {:?}", buffer.gpu());
-            return Err(Error::argument(
-                "noise",
-                "key.rows",
-                expected,
-                format_args!("{gpu:?}"),
-            ));
+    /// Errors: a fault of the device.
+    pub fn to_host(&self) -> Result<Vec<Row>> {
+        if let Some(host) = self.host() {
+            return Ok(host.to_vec());
         }
+        let device = self.0.device.lock().unwrap_or_else(|e| e.into_inner());
+        let buffer = device.as_ref().expect("a list is on the host or on a device");
+        buffer.to_vec()
+    }
+
+    /// The list on a GPU; the first call uploads it, and the next ones until another GPU asks.
+    ///
+    /// Errors: not enough device memory; a list made on another device.
+    pub(crate) fn ptr(&self, gpu: &Gpu) -> Result<Ptr> {
+        let mut device = self.0.device.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(buffer) = &*device
+            && buffer.gpu() == gpu
+        {
+            return Ok(buffer.ptr());
+        }
+        let Some(host) = &self.0.host else {
+            let expected = format_args!("a list on {gpu:?}");
+            return Err(Error::argument("noise", "key.rows", expected, "one on another device"));
+        };
+        let buffer = device.insert(Arc::new(gpu.upload(host)?));
         Ok(buffer.ptr())
     }
 }
@@ -98,7 +104,7 @@ impl From<Box<[Row]>> for Rows {
         Rows(Arc::new(Inner {
             len: rows.len(),
             host: Some(rows),
-            device: OnceLock::new(),
+            device: Mutex::new(None),
         }))
     }
 }

@@ -26,8 +26,11 @@ void reset_copies() {
 }
 
 static void arrive(const Copy &copy) {
-  if (copy.from) touch(copy.from, size_t(copy.bytes), false, copy.site);
-  touch(copy.to, size_t(copy.bytes), true, copy.site);
+  if (checking) {
+    unsigned me = self()->number;
+    if (copy.from) touch(copy.from, size_t(copy.bytes), false, copy.site);
+    cluster->checker->land(copy.to, size_t(copy.bytes), me, cluster->checker->row(me)[me], Access::Plain);
+  }
   if (copy.from) {
     memcpy(copy.to, copy.from, size_t(copy.bytes));
   } else {
@@ -46,6 +49,7 @@ void copy_async(void *shared, const void *global, int bytes, bool valid, Site si
     arrive(copy);
     return;
   }
+  if (checking) cluster->checker->begin_flight(shared, size, cluster->checker->clock_of(self()->number), Where{site});
   memset(shared, 0xff, size);
   auto &groups = cluster->copies->of[self()->number];
   if (groups.empty()) groups.emplace_back();
@@ -73,7 +77,5 @@ void finish_copies(Thread *thread) {
   for (auto &group : cluster->copies->of[thread->number])
     for (const Copy &copy : group) arrive(copy);
 }
-
-bool run_background() { return false; }
 
 } // namespace emu

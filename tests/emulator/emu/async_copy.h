@@ -1,4 +1,4 @@
-// cp.async, and what the scheduler must know of work in the background.
+// cp.async as the launch and the scheduler see it.
 #pragma once
 #include "state.h"
 
@@ -8,7 +8,5 @@ namespace emu {
 void reset_copies();
 /// A thread ends: what it still has in flight arrives.
 void finish_copies(Thread *thread);
-/// Does one piece of work of the copy engine; false if there is none. Called when no thread can go on.
-bool run_background();
 
 } // namespace emu

@@ -85,6 +85,8 @@ bool Checker::find(const void *p, size_t size, const char *verb, const Where &wh
     SharedMemory &shared = *block->shared;
     if (!shared.holds(p, size))
       fail("out-of-bounds %s of %zu bytes in shared memory%s", verb, size, where.text().c_str());
+    if (!block->live)
+      fail("%s of shared memory of block %u of the cluster, which has exited%s", verb, block->rank, where.text().c_str());
     out = {shared.cells + shared.offset(p), nullptr, "shared"};
     return true;
   }
@@ -112,7 +114,8 @@ bool Checker::comes_after(const Target &target, const Event &event, uint32_t oth
   if (other == 0 || other_run < first_run_of_launch) return true;
   // What another block left behind in shared memory is no access to this block's.
   if (other_run != run && !target.initialised) return true;
-  if (other_run == run) return other - 1 == event.as || event.known[other - 1] >= time;
+  // A component knows its own work; what is in flight is nobody's yet.
+  if (other_run == run) return (other - 1 == event.as && time != UINT32_MAX) || event.known[other - 1] >= time;
   auto known = learned.find(other_run);
   return known != learned.end() && (*known->second)[other - 1] >= time;
 }
@@ -173,57 +176,55 @@ static void check_alignment(const void *p, size_t size, const Where &where) {
     fail("misaligned access of %zu bytes%s", size, where.text().c_str());
 }
 
-void Checker::read(const void *p, size_t size, unsigned thread, Access kind, const Where &where) {
+void Checker::read_as(const void *p, size_t size, const uint32_t *known, unsigned as, uint32_t time, Access kind,
+                      const Where &where) {
   Target target;
   if (!find(p, size, "read", where, target)) return;
-  check_alignment(p, size, where);
-  Event event{row(thread), thread, row(thread)[thread], kind, where};
+  if (kind != Access::Engine) check_alignment(p, size, where);
+  Event event{known, as, time, kind, where};
   for (size_t i = 0; i < size; i++) {
-    bool written = target.initialised ? target.initialised[i] : target.cells[i].write_run == run;
+    Cell *cell = target.cells + i;
+    bool written = target.initialised ? target.initialised[i] : cell->write_run == run;
     if (!written) fail("read of uninitialised %s memory%s", target.name, where.text().c_str());
+    // What a thread wrote to shared memory is seen by TMA and wgmma only behind fence.proxy.async.
+    bool proxy = kind == Access::Engine && !target.initialised && cell->kind != uint16_t(Access::Engine);
+    if (proxy && proxy_fenced[cell->writer - 1u] < cell->write_clock)
+      fail("the copy engine or tensor core reads shared memory that thread %u wrote, with no fence.proxy.async "
+           "after it%s",
+           cell->writer - 1u, where.text().c_str());
     // An atomic only needs to know that there is a value: its read is part of its write.
-    if (kind == Access::Plain) check_read(target.cells + i, target, event);
+    if (kind != Access::Atomic) check_read(cell, target, event);
   }
 }
 
-void Checker::write(const void *p, size_t size, unsigned thread, Access kind, const Where &where) {
+void Checker::write_as(const void *p, size_t size, const uint32_t *known, unsigned as, uint32_t time, Access kind,
+                       const Where &where) {
   Target target;
   if (!find(p, size, "write", where, target)) return;
-  check_alignment(p, size, where);
-  Event event{row(thread), thread, row(thread)[thread], kind, where};
+  if (kind != Access::Engine) check_alignment(p, size, where);
+  Event event{known, as, time, kind, where};
   for (size_t i = 0; i < size; i++) check_write(target.cells + i, target, event);
   if (target.initialised) memset(target.initialised, 1, size);
 }
 
-void Checker::engine_write(const void *p, size_t size, const Clock &clock, const Where &where) {
-  Target target;
-  if (!find(p, size, "write", where, target)) return;
-  Event event{clock.data(), width - 1, ++engine_time, Access::Engine, where};
-  for (size_t i = 0; i < size; i++) check_write(target.cells + i, target, event);
-  if (target.initialised) memset(target.initialised, 1, size);
+void Checker::begin_flight(const void *p, size_t size, const Clock &known, const Where &where) {
+  // A time that nobody can know of.
+  write_as(p, size, known.data(), engine(), UINT32_MAX, Access::Engine, where);
 }
 
-void Checker::engine_read(const void *p, size_t size, const Clock &clock, const Where &where) {
+void Checker::land(const void *p, size_t size, unsigned as, uint32_t time, Access kind) {
   Target target;
-  if (!find(p, size, "read", where, target)) return;
-  Event event{clock.data(), width - 1, ++engine_time, Access::Engine, where};
+  if (!find(p, size, "write", Where{}, target)) return;
   for (size_t i = 0; i < size; i++) {
-    Cell &cell = target.cells[i];
-    bool written = target.initialised ? target.initialised[i] : cell.write_run == run;
-    if (!written) fail("read of uninitialised %s memory%s", target.name, where.text().c_str());
-    // What a thread wrote itself is seen by the engine only behind fence.proxy.async.
-    if (!target.initialised && cell.kind != uint16_t(Access::Engine) && cell.writer &&
-        proxy_fenced[cell.writer - 1] < cell.write_clock)
-      fail("the copy engine or tensor core reads shared memory that thread %u wrote, with no fence.proxy.async after "
-           "it%s",
-           cell.writer - 1, where.text().c_str());
-    check_read(&cell, target, event);
+    target.cells[i].writer = uint16_t(as + 1);
+    target.cells[i].write_clock = time;
+    target.cells[i].kind = uint16_t(kind);
   }
 }
 
-void Checker::engine_release(Clock &clock) {
+void Checker::engine_release(Clock &clock, uint32_t time) {
   clock.resize(width);
-  clock[width - 1] = std::max(clock[width - 1], engine_time);
+  clock[engine()] = std::max(clock[engine()], time);
 }
 
 void touch(const void *p, size_t size, bool write, Site site) {

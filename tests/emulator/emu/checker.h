@@ -48,14 +48,28 @@ struct Checker {
   /// An atomic operation on p: publishes what is fenced, and learns what others published there.
   void synchronise(void *p, unsigned thread);
 
-  void read(const void *p, size_t size, unsigned thread, Access kind, const Where &where);
-  void write(const void *p, size_t size, unsigned thread, Access kind, const Where &where);
-  /// The copy engine writes for `issuer`, who knew `clock` when it asked for the copy.
-  void engine_write(const void *p, size_t size, const Clock &clock, const Where &where);
-  /// The copy engine or the tensor core reads for a thread that knew `clock`.
-  void engine_read(const void *p, size_t size, const Clock &clock, const Where &where);
-  /// What is done by the engine up to now, into a clock.
-  void engine_release(Clock &clock);
+  void read(const void *p, size_t size, unsigned thread, Access kind, const Where &where) {
+    read_as(p, size, row(thread), thread, row(thread)[thread], kind, where);
+  }
+  void write(const void *p, size_t size, unsigned thread, Access kind, const Where &where) {
+    write_as(p, size, row(thread), thread, row(thread)[thread], kind, where);
+  }
+  /// An access by component `as` of the clocks at its `time`, ordered after what `known` comes after: background work
+  /// knows what its issuer knew when it was asked for.
+  void read_as(const void *p, size_t size, const uint32_t *known, unsigned as, uint32_t time, Access kind,
+               const Where &where);
+  void write_as(const void *p, size_t size, const uint32_t *known, unsigned as, uint32_t time, Access kind,
+                const Where &where);
+  /// A copy to [p, p + size) begins: until it lands, whoever reads or writes there races with it.
+  void begin_flight(const void *p, size_t size, const Clock &known, const Where &where);
+  /// It has landed; the write counts as that of `as` at `time`.
+  void land(const void *p, size_t size, unsigned as, uint32_t time, Access kind);
+
+  /// The copy engine's component, and a new time of it.
+  unsigned engine() const { return width - 1; }
+  uint32_t tick() { return ++engine_time; }
+  /// clock comes after everything that the copy engine did up to `time`.
+  void engine_release(Clock &clock, uint32_t time);
 
   Clock clock_of(unsigned thread) { return Clock(row(thread), row(thread) + width); }
 

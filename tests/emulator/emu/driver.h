@@ -77,6 +77,7 @@ struct Graph {
 struct Stream {
   std::shared_ptr<Graph> capture; // null unless it is being captured
   bool origin = false;            // capture began here
+  bool relaxed = false;           // in the mode that allows calls which might wait, such as allocating
   bool invalid = false;           // a forbidden call was made while it was captured
   unsigned flags = 0;
   int priority = 0;
@@ -90,5 +91,7 @@ int submit(void *stream, const char *name, std::function<int()> work);
 int not_capturing(void *stream);
 /// The same for calls that name no stream: no stream may be being captured by this thread.
 int nothing_capturing();
+/// The same for calls that only might wait: a relaxed capture allows them.
+int nothing_capturing_strictly();
 
 } // namespace emu

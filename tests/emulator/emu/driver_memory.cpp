@@ -33,12 +33,12 @@ static int release(Address a) {
 }
 
 EMU_API cuMemAlloc_v2(Address *out, size_t size) {
-  if (int r = nothing_capturing()) return r;
+  if (int r = nothing_capturing_strictly()) return r;
   return allocate(out, size);
 }
 
 EMU_API cuMemFree_v2(Address a) {
-  if (int r = nothing_capturing()) return r;
+  if (int r = nothing_capturing_strictly()) return r;
   statistics.synchronisations++; // it waits for the device
   return release(a);
 }

@@ -161,6 +161,10 @@ static int launch(Function *f, Launch l, void **from, void **extra, void *stream
                   l.cluster.x, l.cluster.y, l.cluster.z, l.grid.x, l.grid.y, l.grid.z);
   if (extra) return refuse(NOT_SUPPORTED, "%s: the emulator takes arguments by kernelParams only", kernel.name);
   if (!from && !kernel.parameters.empty()) return refuse(INVALID_VALUE, "%s: no arguments", kernel.name);
+  for (size_t i = 0; i < kernel.parameters.size(); i++)
+    if (!from[i])
+      return refuse(INVALID_VALUE, "%s: takes %zu arguments, argument %zu is missing", kernel.name,
+                    kernel.parameters.size(), i);
   auto arguments = std::make_shared<Arguments>(kernel, from);
   error = check_arguments(kernel, *arguments);
   if (!error.empty()) return refuse(INVALID_VALUE, "%s: %s", kernel.name, error.c_str());

@@ -49,6 +49,12 @@ int nothing_capturing() {
   return refuse(STREAM_CAPTURE_UNSUPPORTED, "a call that waits for the device, while a stream is being captured");
 }
 
+int nothing_capturing_strictly() {
+  for (Stream *stream : capturing)
+    if (!stream->relaxed) return nothing_capturing();
+  return SUCCESS;
+}
+
 } // namespace emu
 
 // ---- streams ------------------------------------------------------------------------------------------------
@@ -157,12 +163,13 @@ EMU_API cuEventElapsedTime(float *ms, void *start, void *end) { return cuEventEl
 
 // ---- capture ------------------------------------------------------------------------------------------------
 
-EMU_API cuStreamBeginCapture_v2(void *handle, int) {
+EMU_API cuStreamBeginCapture_v2(void *handle, int mode) {
   Stream *stream = stream_of(handle);
   if (stream == &null_stream) return refuse(STREAM_CAPTURE_UNSUPPORTED, "the default stream cannot be captured");
   if (stream->capture) return INVALID_VALUE;
   stream->capture = std::make_shared<Graph>();
   stream->origin = true;
+  stream->relaxed = mode == 2; // CU_STREAM_CAPTURE_MODE_RELAXED
   stream->invalid = false;
   capturing.push_back(stream);
   captures++;

@@ -1,6 +1,7 @@
 // What instrumented kernels call. They are compiled with -fsanitize=thread, which puts a call before every load and
 // store, and with a few checks of -fsanitize=undefined; the functions are ours, no sanitizer library is linked.
 #include "checker.h"
+#include "gpu.h"
 #include "warp.h"
 
 using namespace emu;
@@ -82,6 +83,10 @@ void atomic_access(void *p, size_t size, Site site) {
   cluster->checker->read(p, size, me, Access::Atomic, Where{site});
   cluster->checker->write(p, size, me, Access::Atomic, Where{site});
   cluster->checker->synchronise(p, me);
+}
+
+void fence_proxy() {
+  if (cluster->checker) cluster->checker->fence_proxy(self()->number);
 }
 
 static void check_vector(const void *p, Site site) {

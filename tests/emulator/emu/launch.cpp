@@ -1,7 +1,9 @@
 #include "launch.h"
 #include "async_copy.h"
 #include "checker.h"
+#include "mbarrier.h"
 #include "report.h"
+#include "tma.h"
 #include <algorithm>
 #include <stdexcept>
 #include <sys/mman.h>
@@ -109,6 +111,7 @@ static void run_one(Cluster &c, const Launch &launch, dim3 clusters, uint64_t id
   for (Block &block : c.blocks) {
     dim3 in = unravel(block.rank, launch.cluster);
     block.index = dim3(at.x * launch.cluster.x + in.x, at.y * launch.cluster.y + in.y, at.z * launch.cluster.z + in.z);
+    block.live = c.block_threads;
     block.shared->poison();
     for (Barrier &barrier : block.barriers) barrier = Barrier();
     for (Barrier &barrier : block.warpgroups) barrier = Barrier();
@@ -117,9 +120,14 @@ static void run_one(Cluster &c, const Launch &launch, dim3 clusters, uint64_t id
       warp.wgmma.reset();
     }
   }
-  for (Thread &thread : c.threads) thread.state = State::Ready;
+  for (Thread &thread : c.threads) {
+    thread.state = State::Ready;
+    thread.meeting = Meeting::None;
+  }
   c.rendezvous = Barrier();
   reset_copies();
+  reset_mbarriers();
+  reset_tma();
   if (c.checker) c.checker->start();
   run_cluster();
 }

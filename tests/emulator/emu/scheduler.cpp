@@ -2,7 +2,10 @@
 // the modes vary: a kernel whose result depends on it has a race.
 #include "async_copy.h"
 #include "checker.h"
+#include "mbarrier.h"
+#include "report.h"
 #include "state.h"
+#include "tma.h"
 #include <algorithm>
 #include <stdexcept>
 
@@ -67,11 +70,10 @@ static Thread *next() {
     if (!first) first = &thread;
     // The first that waits, and one of each other warp: enough to see who is missing.
     if (shown == 4 || (shown > 0 && thread.lane != 0)) continue;
-    char line[400];
+    char name[100];
     dim3 t = thread.index;
-    snprintf(line, sizeof line, " thread (%u,%u,%u) waits in %s at %s:%d;", t.x, t.y, t.z, thread.waits_in,
-             thread.waits_at.file ? thread.waits_at.file : "?", thread.waits_at.line);
-    text += line;
+    snprintf(name, sizeof name, " thread (%u,%u,%u) waits in ", t.x, t.y, t.z);
+    text += name + std::string(thread.waits_in) + state_of_wait(&thread) + at(thread.waits_at) + ";";
     shown++;
   }
   current = first;
@@ -109,7 +111,9 @@ static void thread_main() {
   cluster->kernel->call(cluster->arguments);
   Thread *me = self();
   finish_copies(me);
+  finish_stores(me);
   me->state = State::Done;
+  me->owner->live--;
   cluster->live--;
   run_others();
   __builtin_unreachable();

@@ -61,10 +61,13 @@ struct Warp {
 struct Barrier {
   int need = 0, arrived = 0, count = 0;
   std::vector<Thread *> waiting;
-  Clock clock;
+  Clock clock;    // of what those who arrived did
+  Clock complete; // of the last complete phase, where arriving and waiting are two calls
 };
 
 enum class State : uint8_t { Ready, Waiting, Done };
+/// Where a thread stands between barrier.cluster.arrive and .wait.
+enum class Meeting : uint8_t { None, Arrived, Complete };
 
 struct Thread : ThreadView {
   Fiber fiber;
@@ -77,11 +80,13 @@ struct Thread : ThreadView {
   const char *waits_in = "";
   Site waits_at = {};
   int result = 0; // of __syncthreads_count
+  Meeting meeting = Meeting::None; // of the cluster
 };
 
 struct Block : BlockView {
   unsigned rank = 0; // in the cluster
   SharedMemory *shared = nullptr;
+  unsigned live = 0; // threads that have not ended
   std::vector<Warp> warps;
   Barrier barriers[16];
   Barrier warpgroups[8];
@@ -94,7 +99,7 @@ struct Counts {
 
 struct CopyGroups;
 struct Mbarriers;
-struct BulkCopies;
+struct TmaQueue;
 struct Checker;
 
 struct Cluster {
@@ -123,7 +128,7 @@ struct Cluster {
 
   std::shared_ptr<CopyGroups> copies;
   std::shared_ptr<Mbarriers> mbarriers;
-  std::shared_ptr<BulkCopies> bulk;
+  std::shared_ptr<TmaQueue> tma;
   std::shared_ptr<Checker> checker; // null unless options.check
 
   Site acting = {}; // where the collective whose operation runs now was called

@@ -27,7 +27,7 @@ extern "C" __global__ void missing_syncwarp(float *y) {
   GPU_SHARED(float, s, [32]);
   s[threadIdx.x] = 0;
   __syncwarp();
-  s[threadIdx.x] = threadIdx.x;
+  s[threadIdx.x] = threadIdx.x;         // MISTAKE: missing_syncwarp
   y[threadIdx.x] = s[31 - threadIdx.x]; // MISTAKE: missing_syncwarp
 }
 GPU_EXPORT(missing_syncwarp)

@@ -1,8 +1,14 @@
 //! Softmax and softmax cross-entropy.
 
+pub(crate) mod gpu;
+mod metrics;
+
+pub use metrics::{Metrics, Totals, cross_entropy_step};
+
 use super::simd::{block_of, for_blocks};
 use crate::dispatch;
 use crate::error::{Error, Result};
+use crate::gpu::Ptr;
 use crate::tensor::{Real, Shape, Tensor};
 
 /// An error unless these are logits: `[n, 1, 1, classes]` with at least one row and class.
@@ -59,13 +65,18 @@ fn max_and_rest<T: Real>(row: &[T]) -> (f64, f64) {
 /// Loss per row, in nats (f64, from a stable log-sum-exp), and the gradient of the **mean** over
 /// rows in the logits. logits `[n, 1, 1, classes]`, labels `n` class indices.
 ///
-/// The loss of a row that holds a NaN or plus infinity is not finite.
+/// The loss of a row that holds a NaN or plus infinity is not finite. On a GPU it waits for the
+/// losses; [`cross_entropy_step`] does not.
 ///
 /// Errors: other shapes; a label that is not below `classes`, with its row.
 pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<(Vec<f64>, Tensor)> {
     const OP: &str = "loss::cross_entropy";
     let shape = check_logits(OP, logits)?;
     check_classes(OP, "labels", labels, shape)?;
+    if let Some(gpu) = logits.gpu() {
+        let losses = gpu::cross_entropy(OP, gpu, logits, &gpu.upload(labels)?, Ptr::null())?;
+        return Ok((losses.per_row.to_vec()?, losses.dlogits));
+    }
     let n = shape.n as f64;
     dispatch!(logits.dtype(), T => {
         let mut grad = Vec::with_capacity(shape.len());
@@ -83,13 +94,18 @@ pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<(Vec<f64>, Tenso
     })
 }
 
-/// Applies `f(row, maximum, rest)` to every row of the logits, in double precision.
+/// Applies `f(z, maximum, rest)` to every entry of the logits, in double precision: softmax or, if
+/// `log`, its logarithm.
 fn map_rows(
     op: &'static str,
     logits: &Tensor,
+    log: bool,
     f: impl Fn(f64, f64, f64) -> f64 + Sync,
 ) -> Result<Tensor> {
     let shape = check_logits(op, logits)?;
+    if let Some(gpu) = logits.gpu() {
+        return gpu::softmax(op, gpu, logits, log);
+    }
     dispatch!(logits.dtype(), T => {
         let data = logits.data::<T>();
         let mut out = vec![T::of(0.0); shape.len()];
@@ -110,7 +126,7 @@ fn map_rows(
 ///
 /// Errors: other shapes.
 pub fn softmax(logits: &Tensor) -> Result<Tensor> {
-    map_rows("loss::softmax", logits, |z, m, rest| {
+    map_rows("loss::softmax", logits, false, |z, m, rest| {
         (z - m).exp() / (1.0 + rest)
     })
 }
@@ -119,7 +135,7 @@ pub fn softmax(logits: &Tensor) -> Result<Tensor> {
 ///
 /// Errors: other shapes.
 pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
-    map_rows("loss::log_softmax", logits, |z, m, rest| {
+    map_rows("loss::log_softmax", logits, true, |z, m, rest| {
         (z - m) - rest.ln_1p()
     })
 }
@@ -129,7 +145,11 @@ pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
 ///
 /// Errors: other shapes.
 pub fn argmax(logits: &Tensor) -> Result<Vec<u32>> {
-    let shape = check_logits("loss::argmax", logits)?;
+    const OP: &str = "loss::argmax";
+    let shape = check_logits(OP, logits)?;
+    if let Some(gpu) = logits.gpu() {
+        return gpu::argmax(OP, gpu, logits)?.to_vec();
+    }
     dispatch!(logits.dtype(), T => {
         let rows = logits.data::<T>().chunks(shape.c);
         Ok(rows.map(|row| largest(row) as u32).collect())

@@ -1,10 +1,13 @@
 //! Adam (Kingma and Ba 2015).
 
+pub(crate) mod gpu;
+
 use rayon::prelude::*;
 
 use super::simd::{BLOCK, block_of, multiversion};
 use crate::dispatch;
 use crate::error::{Error, Result};
+use crate::ops::step::{Cursor, LearningRates, LossScale, MultiTensor};
 use crate::tensor::{Real, Tensor};
 
 /// Hyper-parameters.
@@ -28,6 +31,20 @@ impl Default for Adam {
             beta2: 0.999,
             eps: 1e-8,
         }
+    }
+}
+
+impl Adam {
+    pub(crate) fn check(self, op: &'static str) -> Result<()> {
+        for (arg, value) in [("adam.lr", self.lr), ("adam.eps", self.eps)] {
+            Error::unless_not_negative(op, arg, value)?;
+        }
+        for (arg, value) in [("adam.beta1", self.beta1), ("adam.beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::argument(op, arg, "a number in [0, 1)", value));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -83,26 +100,43 @@ pub fn step(
     adam: Adam,
 ) -> Result<()> {
     const OP: &str = "adam::step";
-    let shape = w.shape();
-    grad.expect(OP, "grad", shape, w.dtype())?;
-    m.expect(OP, "m", shape, w.dtype())?;
-    v.expect(OP, "v", shape, w.dtype())?;
+    let (shape, kind) = (w.shape(), w.kind().master());
+    w.expect(OP, "w", shape, kind)?;
+    grad.expect(OP, "grad", shape, kind)?;
+    m.expect(OP, "m", shape, kind)?;
+    v.expect(OP, "v", shape, kind)?;
     if t.len() != shape.n {
         let expected = format!("{} entries, one per row", shape.n);
         return Err(Error::argument(OP, "t", expected, t.len()));
     }
-    for (arg, value) in [("adam.lr", adam.lr), ("adam.eps", adam.eps)] {
-        Error::unless_not_negative(OP, arg, value)?;
+    adam.check(OP)?;
+    if shape.is_empty() {
+        return Ok(());
     }
-    for (arg, value) in [("adam.beta1", adam.beta1), ("adam.beta2", adam.beta2)] {
-        if !(0.0..1.0).contains(&value) {
-            return Err(Error::argument(OP, arg, "a number in [0, 1)", value));
-        }
+    if let Some(gpu) = w.gpu().cloned() {
+        return gpu::step(OP, &gpu, w, grad, m, v, t, adam);
     }
-    if !shape.is_empty() {
-        dispatch!(w.dtype(), T => step_typed::<T>(w, grad, m, v, t, adam));
-    }
+    dispatch!(w.dtype(), T => step_typed::<T>(w, grad, m, v, t, adam));
     Ok(())
+}
+
+/// One step of all parameters of a network on a GPU, in one launch and without waiting, as
+/// [`sgd::step_all`](crate::ops::sgd::step_all); the loss scale counts the steps.
+///
+/// Errors: parameters without two moments; an argument on another device; a beta outside `[0, 1)`, or
+/// `lr` or `eps` negative or not finite.
+pub fn step_all(
+    tensors: &MultiTensor,
+    rates: &LearningRates,
+    cursor: &Cursor,
+    scale: &mut LossScale,
+    adam: Adam,
+) -> Result<()> {
+    const OP: &str = "adam::step_all";
+    tensors.expect_state(OP, true)?;
+    adam.check(OP)?;
+    scale.check(tensors)?;
+    gpu::step_all(OP, tensors, rates, cursor, scale, adam)
 }
 
 fn step_typed<T: Real>(

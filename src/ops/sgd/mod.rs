@@ -1,10 +1,13 @@
 //! Stochastic gradient descent with momentum and weight decay (PyTorch's rule).
 
+mod gpu;
+
 use rayon::prelude::*;
 
 use super::simd::{BLOCK, multiversion};
 use crate::dispatch;
 use crate::error::{Error, Result};
+use crate::ops::step::{Cursor, LearningRates, LossScale, MultiTensor};
 use crate::tensor::{Real, Tensor};
 
 /// Hyper-parameters of a step.
@@ -18,6 +21,19 @@ pub struct Sgd {
     pub weight_decay: f64,
     /// Nesterov's variant.
     pub nesterov: bool,
+}
+
+impl Sgd {
+    fn check(self, op: &'static str) -> Result<()> {
+        for (arg, value) in [
+            ("sgd.lr", self.lr),
+            ("sgd.momentum", self.momentum),
+            ("sgd.weight_decay", self.weight_decay),
+        ] {
+            Error::unless_not_negative(op, arg, value)?;
+        }
+        Ok(())
+    }
 }
 
 multiversion! {
@@ -34,22 +50,41 @@ multiversion! {
 
 /// `g = grad + weight_decay w; v = momentum v + g; w -= lr (nesterov ? g + momentum v : v)`.
 ///
-/// All three tensors have one shape and dtype; the velocity starts as zeros.
+/// All three tensors have one shape and dtype (f32 on a GPU); the velocity starts as zeros.
 ///
 /// Errors: `grad` or `velocity` does not fit `w`; a hyper-parameter is negative or not finite.
 pub fn step(w: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, sgd: Sgd) -> Result<()> {
     const OP: &str = "sgd::step";
-    grad.expect(OP, "grad", w.shape(), w.dtype())?;
-    velocity.expect(OP, "velocity", w.shape(), w.dtype())?;
-    for (arg, value) in [
-        ("sgd.lr", sgd.lr),
-        ("sgd.momentum", sgd.momentum),
-        ("sgd.weight_decay", sgd.weight_decay),
-    ] {
-        Error::unless_not_negative(OP, arg, value)?;
+    let kind = w.kind().master();
+    w.expect(OP, "w", w.shape(), kind)?;
+    grad.expect(OP, "grad", w.shape(), kind)?;
+    velocity.expect(OP, "velocity", w.shape(), kind)?;
+    sgd.check(OP)?;
+    if let Some(gpu) = w.gpu().cloned() {
+        return gpu::step(OP, &gpu, w, grad, velocity, sgd);
     }
     dispatch!(w.dtype(), T => step_typed::<T>(w, grad, velocity, sgd));
     Ok(())
+}
+
+/// One step of all parameters of a network on a GPU, in one launch and without waiting. The rate is
+/// the cursor's batch's in `rates`, not `sgd.lr`; gradients are divided by the loss scale and become 0.
+/// Where one of f16 training is not finite, that is all that happens.
+///
+/// Errors: parameters without a velocity or with more state; an argument on another device; a
+/// hyper-parameter that is negative or not finite.
+pub fn step_all(
+    tensors: &MultiTensor,
+    rates: &LearningRates,
+    cursor: &Cursor,
+    scale: &mut LossScale,
+    sgd: Sgd,
+) -> Result<()> {
+    const OP: &str = "sgd::step_all";
+    tensors.expect_state(OP, false)?;
+    sgd.check(OP)?;
+    scale.check(tensors)?;
+    gpu::step_all(OP, tensors, rates, cursor, scale, sgd)
 }
 
 fn step_typed<T: Real>(w: &mut Tensor, grad: &Tensor, velocity: &mut Tensor, sgd: Sgd) {

@@ -2,10 +2,15 @@
 //!
 //! The derivative at the two kinks, `x = 0` and `x = cap`, is taken as 0.
 
+pub(super) mod gpu;
+mod mask;
+
 use super::simd::{BLOCK, for_blocks, multiversion};
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Real, Tensor};
+
+pub use mask::{Mask, backward_mask, forward_mask};
 
 /// One element of the forward pass; NaN fails both comparisons and stays.
 #[inline(always)]
@@ -53,6 +58,9 @@ pub(super) fn cap_value(op: &'static str, cap: Option<f64>) -> Result<f64> {
 /// Errors: a cap that is not above 0.
 pub fn forward(mut x: Tensor, cap: Option<f64>) -> Result<Tensor> {
     let cap = cap_value("relu::forward", cap)?;
+    if let Some(gpu) = x.gpu().cloned() {
+        return gpu::forward(&gpu, x, cap);
+    }
     let len = x.shape().len();
     dispatch!(x.dtype(), T => {
         for_blocks(len, x.data_mut::<T>(), BLOCK, |_, x| clip_all(x, T::of(cap)));
@@ -62,10 +70,13 @@ pub fn forward(mut x: Tensor, cap: Option<f64>) -> Result<Tensor> {
 
 /// `dx = dy` where `0 < y < cap`, else 0 (from the output: `y` decides as `x` would).
 ///
-/// Errors: `y` has another shape or dtype than `dy`; a cap that is not above 0.
+/// Errors: `y` has another shape, dtype or device than `dy`; a cap that is not above 0.
 pub fn backward(mut dy: Tensor, y: &Tensor, cap: Option<f64>) -> Result<Tensor> {
     let cap = cap_value("relu::backward", cap)?;
-    y.expect("relu::backward", "y", dy.shape(), dy.dtype())?;
+    y.expect("relu::backward", "y", dy.shape(), dy.kind())?;
+    if let Some(gpu) = y.gpu() {
+        return gpu::backward(gpu, dy, y, cap);
+    }
     dispatch!(dy.dtype(), T => {
         let y = y.data::<T>();
         for_blocks(y.len(), dy.data_mut::<T>(), BLOCK, |start, dy| {

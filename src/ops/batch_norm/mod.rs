@@ -1,10 +1,11 @@
 //! Batch normalisation over channels (Ioffe and Szegedy 2015), with an optional fused (bounded) ReLU.
-
 //!
 //! Per channel, `xhat = (x - mean) inv_std` with `inv_std = 1 / sqrt(var + eps)` and
 //! `y = act(gamma xhat + beta)`. Every pass goes over the tensor once: training reads `x` for the
 //! statistics and again to normalise; backward reads `dy` and `x` for two sums per channel and
 //! again for `dx`.
+
+pub(super) mod gpu;
 
 use std::mem::MaybeUninit;
 
@@ -276,7 +277,7 @@ fn statistics<T: Real>(x: &[T], shape: Shape) -> (Vec<f64>, Vec<f64>) {
     (mean, m2)
 }
 
-fn check(
+pub(super) fn check(
     op: &'static str,
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
@@ -287,9 +288,13 @@ fn check(
     }
     let vector = Shape::vector(x.shape().c);
     if let Some((gamma, beta)) = affine {
-        gamma.expect(op, "gamma", vector, x.dtype())?;
-        beta.expect(op, "beta", vector, x.dtype())?;
+        gamma.expect(op, "gamma", vector, x.kind().master())?;
+        beta.expect(op, "beta", vector, x.kind().master())?;
     }
+    check_activation(op, activation)
+}
+
+pub(super) fn check_activation(op: &'static str, activation: Activation) -> Result<()> {
     match activation {
         Activation::BoundedRelu(cap) if cap.is_nan() || cap <= 0.0 => {
             let expected = "a bound above 0";
@@ -299,10 +304,43 @@ fn check(
     }
 }
 
-fn check_running(op: &'static str, x: &Tensor, running: &Running) -> Result<()> {
+/// What normalising with the batch's statistics asks for.
+pub(super) fn check_train(op: &'static str, x: &Tensor, running: &Running) -> Result<()> {
+    check_running(op, x, running)?;
+    if x.shape().pixels() < 2 {
+        let expected = "more than one value per channel (n h w > 1)";
+        return Err(Error::argument(op, "x", expected, x.shape()));
+    }
+    Ok(())
+}
+
+pub(super) fn check_running(op: &'static str, x: &Tensor, running: &Running) -> Result<()> {
     let vector = Shape::vector(x.shape().c);
-    running.mean.expect(op, "running.mean", vector, x.dtype())?;
-    running.var.expect(op, "running.var", vector, x.dtype())
+    let kind = x.kind().master();
+    running.mean.expect(op, "running.mean", vector, kind)?;
+    running.var.expect(op, "running.var", vector, kind)
+}
+
+/// What a backward pass asks of its arguments beside the activations.
+pub(super) fn check_saved(
+    op: &'static str,
+    x: &Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    saved: &Saved,
+    affine_grads: &Option<(&mut Tensor, &mut Tensor)>,
+) -> Result<()> {
+    let (vector, kind) = (Shape::vector(x.shape().c), x.kind().master());
+    saved.mean.expect(op, "saved.mean", vector, kind)?;
+    saved.inv_std.expect(op, "saved.inv_std", vector, kind)?;
+    if let Some((dgamma, dbeta)) = affine_grads {
+        if affine.is_none() {
+            let expected = "none without affine";
+            return Err(Error::argument(op, "affine_grads", expected, "some"));
+        }
+        dgamma.expect(op, "dgamma", vector, kind)?;
+        dbeta.expect(op, "dbeta", vector, kind)?;
+    }
+    Ok(())
 }
 
 fn vector<T: Real>(values: impl Iterator<Item = f64>) -> Result<Tensor> {
@@ -335,12 +373,13 @@ pub fn forward_train(
 ) -> Result<(Tensor, Saved)> {
     const OP: &str = "batch_norm::forward_train";
     check(OP, x, affine, activation)?;
-    check_running(OP, x, running)?;
-    let shape = x.shape();
-    if shape.pixels() < 2 {
-        let expected = "more than one value per channel (n h w > 1)";
-        return Err(Error::argument(OP, "x", expected, shape));
+    check_train(OP, x, running)?;
+    if let Some(gpu) = x.gpu() {
+        let saved = gpu::train(OP, gpu, x, running)?;
+        let y = gpu::forward(OP, gpu, x, affine, &saved, activation)?;
+        return Ok((y, saved));
     }
+    let shape = x.shape();
     let n = shape.pixels() as f64;
     dispatch!(x.dtype(), T => {
         let (mean, m2) = statistics::<T>(x.data(), shape);
@@ -368,7 +407,8 @@ pub fn forward_train(
 ///
 /// x and y `[n, h, w, c]`; gamma and beta `[1, 1, 1, c]`, both or neither.
 ///
-/// Errors: a vector does not fit `x`; a running variance below 0; a bound not above 0.
+/// Errors: a vector does not fit `x`; a running variance below 0 (on a GPU it is not read back to be
+/// looked at, and gives NaN); a bound not above 0.
 pub fn forward_eval(
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
@@ -378,6 +418,11 @@ pub fn forward_eval(
     const OP: &str = "batch_norm::forward_eval";
     check(OP, x, affine, activation)?;
     check_running(OP, x, running)?;
+    if let Some(gpu) = x.gpu() {
+        let saved = gpu::eval(gpu, running)?;
+        let y = gpu::forward(OP, gpu, x, affine, &saved, activation)?;
+        return Ok((y, saved));
+    }
     dispatch!(x.dtype(), T => {
         let var = running.var.data::<T>();
         if let Some((i, var)) = var.iter().enumerate().find(|(_, var)| var.f64() < 0.0) {
@@ -415,24 +460,10 @@ pub fn backward(
     check(OP, x, affine, activation)?;
     let (shape, dtype) = (x.shape(), x.dtype());
     let c = shape.c;
-    dy.expect(OP, "dy", shape, dtype)?;
-    saved
-        .mean
-        .expect(OP, "saved.mean", Shape::vector(c), dtype)?;
-    saved
-        .inv_std
-        .expect(OP, "saved.inv_std", Shape::vector(c), dtype)?;
-    if let Some((dgamma, dbeta)) = &affine_grads {
-        if affine.is_none() {
-            return Err(Error::argument(
-                OP,
-                "affine_grads",
-                "none without affine",
-                "some",
-            ));
-        }
-        dgamma.expect(OP, "dgamma", Shape::vector(c), dtype)?;
-        dbeta.expect(OP, "dbeta", Shape::vector(c), dtype)?;
+    dy.expect(OP, "dy", shape, x.kind())?;
+    check_saved(OP, x, affine, saved, &affine_grads)?;
+    if let Some(gpu) = x.gpu() {
+        return gpu::backward(gpu, dy, x, affine, saved, activation, affine_grads);
     }
     dispatch!(dtype, T => {
         let norm = Normalise::<T>::new(saved, affine, activation);

@@ -1,7 +1,10 @@
 //! Max, average and global average pooling.
 
+pub(super) mod gpu;
+
 use rayon::prelude::*;
 
+use super::bytes::Bytes;
 use super::simd::{BLOCK, for_blocks, multiversion};
 use crate::dispatch;
 use crate::error::{Error, Result};
@@ -40,7 +43,7 @@ impl Pool2d {
     }
 
     /// The same, and the window small enough for a `u8` position.
-    fn max_output_shape(&self, op: &'static str, x: Shape) -> Result<Shape> {
+    pub(super) fn max_output_shape(&self, op: &'static str, x: Shape) -> Result<Shape> {
         if self.k > 16 {
             return Err(Error::argument(op, "pool.k", "at most 16", self.k));
         }
@@ -52,6 +55,66 @@ impl Pool2d {
         let line = shape.w * shape.c;
         let first = (row / oh) * shape.h + (row % oh) * self.stride;
         &x[first * line..(first + self.k) * line]
+    }
+}
+
+/// Which element of its window every output of a max pooling took, `(i, j)` as `i k + j`: a byte per
+/// output, where the output lies. A clone is the same list.
+#[derive(Debug, Clone)]
+pub struct Argmax {
+    /// Elements of a window: the bytes are smaller than this.
+    positions: usize,
+    bytes: Bytes,
+}
+
+impl Argmax {
+    /// Number of outputs.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there is no output.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes. Waits for the device.
+    ///
+    /// Errors: a fault of the device.
+    pub fn to_vec(&self) -> Result<Vec<u8>> {
+        self.bytes.to_vec()
+    }
+
+    /// Errors unless it fits outputs of a pooling that lie where `dy` does.
+    pub(super) fn expect(&self, op: &'static str, dy: &Tensor, pool: Pool2d) -> Result<()> {
+        let (len, gpu) = (dy.shape().len(), dy.gpu());
+        if self.len() != len || self.bytes.gpu() != gpu {
+            let expected = format!("{len} entries{}, one per output", Bytes::place(gpu));
+            let found = format!("{}{}", self.len(), Bytes::place(self.bytes.gpu()));
+            return Err(Error::argument(op, "argmax", expected, found));
+        }
+        if self.positions > pool.k * pool.k {
+            let expected = format!("positions below {}", pool.k * pool.k);
+            return Err(Error::argument(op, "argmax", expected, self.positions - 1));
+        }
+        Ok(())
+    }
+
+    pub(in crate::ops) fn ptr(&self) -> crate::gpu::Ptr {
+        self.bytes.ptr()
+    }
+}
+
+impl From<Vec<u8>> for Argmax {
+    /// On the CPU.
+    fn from(bytes: Vec<u8>) -> Self {
+        Argmax {
+            positions: bytes
+                .iter()
+                .max()
+                .map_or(0, |&largest| usize::from(largest) + 1),
+            bytes: Bytes::Host(bytes.into()),
+        }
     }
 }
 
@@ -166,8 +229,11 @@ multiversion! {
 /// A NaN in a window makes its output NaN.
 ///
 /// Errors: as [`Pool2d::output_shape`]; `k` above 16.
-pub fn max_forward(x: &Tensor, pool: Pool2d) -> Result<(Tensor, Vec<u8>)> {
+pub fn max_forward(x: &Tensor, pool: Pool2d) -> Result<(Tensor, Argmax)> {
     let shape = pool.max_output_shape("pool2d::max_forward", x.shape())?;
+    if let Some(gpu) = x.gpu() {
+        return gpu::max_forward(gpu, x, shape, pool);
+    }
     let mut argmax = vec![0; shape.len()];
     let mut y = Tensor::zeros(shape, x.dtype());
     let line = Line::new(x.shape(), pool);
@@ -185,6 +251,10 @@ pub fn max_forward(x: &Tensor, pool: Pool2d) -> Result<(Tensor, Vec<u8>)> {
             rows.enumerate().for_each(|(i, (y, argmax))| one_row(i, y, argmax));
         }
     });
+    let argmax = Argmax {
+        positions: pool.k * pool.k,
+        bytes: Bytes::Host(argmax.into()),
+    };
     Ok((y, argmax))
 }
 
@@ -215,20 +285,16 @@ fn scatter<T: Real>(
 ///
 /// dy `[n, oh, ow, c]`, `argmax` as [`max_forward`] returned it.
 ///
-/// Errors: as [`max_forward`]; `dy` or `argmax` does not fit `x_shape`.
-pub fn max_backward(dy: &Tensor, argmax: &[u8], x_shape: Shape, pool: Pool2d) -> Result<Tensor> {
+/// Errors: as [`max_forward`]; `dy` or `argmax` does not fit `x_shape`; they lie on different devices.
+pub fn max_backward(dy: &Tensor, argmax: &Argmax, x_shape: Shape, pool: Pool2d) -> Result<Tensor> {
     const OP: &str = "pool2d::max_backward";
     let shape = pool.max_output_shape(OP, x_shape)?;
-    dy.expect(OP, "dy", shape, dy.dtype())?;
-    if argmax.len() != shape.len() {
-        let expected = format!("{} entries, one per output", shape.len());
-        return Err(Error::argument(OP, "argmax", expected, argmax.len()));
+    dy.expect(OP, "dy", shape, dy.kind())?;
+    argmax.expect(OP, dy, pool)?;
+    if let Some(gpu) = dy.gpu() {
+        return gpu::max_backward(gpu, dy, argmax, x_shape, pool);
     }
-    let largest = argmax.iter().copied().max().unwrap_or(0);
-    if usize::from(largest) >= pool.k * pool.k {
-        let expected = format!("positions below {}", pool.k * pool.k);
-        return Err(Error::argument(OP, "argmax", expected, largest));
-    }
+    let argmax = argmax.bytes.host();
     let line = Line::new(x_shape, pool);
     dispatch!(dy.dtype(), T => {
         let (dy, row) = (dy.data::<T>(), shape.w * shape.c);
@@ -244,6 +310,9 @@ pub fn max_backward(dy: &Tensor, argmax: &[u8], x_shape: Shape, pool: Pool2d) ->
 /// Errors: as [`Pool2d::output_shape`].
 pub fn average_forward(x: &Tensor, pool: Pool2d) -> Result<Tensor> {
     let shape = pool.output_shape("pool2d::average_forward", x.shape())?;
+    if let Some(gpu) = x.gpu() {
+        return gpu::average_forward(gpu, x, shape, pool);
+    }
     let line = Line::new(x.shape(), pool);
     dispatch!(x.dtype(), T => {
         let (data, row) = (x.data::<T>(), shape.w * shape.c);
@@ -261,7 +330,10 @@ pub fn average_forward(x: &Tensor, pool: Pool2d) -> Result<Tensor> {
 pub fn average_backward(dy: &Tensor, x_shape: Shape, pool: Pool2d) -> Result<Tensor> {
     const OP: &str = "pool2d::average_backward";
     let shape = pool.output_shape(OP, x_shape)?;
-    dy.expect(OP, "dy", shape, dy.dtype())?;
+    dy.expect(OP, "dy", shape, dy.kind())?;
+    if let Some(gpu) = dy.gpu() {
+        return gpu::average_backward(gpu, dy, x_shape, pool);
+    }
     let line = Line::new(x_shape, pool);
     dispatch!(dy.dtype(), T => {
         let (dy, row) = (dy.data::<T>(), shape.w * shape.c);
@@ -283,6 +355,9 @@ fn global_shape(op: &'static str, x: Shape) -> Result<Shape> {
 /// Errors: `x` has no element.
 pub fn global_average_forward(x: &Tensor) -> Result<Tensor> {
     let shape = global_shape("pool2d::global_average_forward", x.shape())?;
+    if let Some(gpu) = x.gpu() {
+        return gpu::global_average_forward(gpu, x, shape);
+    }
     let (row, pixels) = (x.shape().row_len(), (x.shape().h * x.shape().w) as f64);
     dispatch!(x.dtype(), T => {
         let data = x.data::<T>();
@@ -305,7 +380,10 @@ pub fn global_average_forward(x: &Tensor) -> Result<Tensor> {
 pub fn global_average_backward(dy: &Tensor, x_shape: Shape) -> Result<Tensor> {
     const OP: &str = "pool2d::global_average_backward";
     let shape = global_shape(OP, x_shape)?;
-    dy.expect(OP, "dy", shape, dy.dtype())?;
+    dy.expect(OP, "dy", shape, dy.kind())?;
+    if let Some(gpu) = dy.gpu() {
+        return gpu::global_average_backward(gpu, dy, x_shape);
+    }
     let row = x_shape.row_len();
     let dtype: DType = dy.dtype();
     dispatch!(dtype, T => {

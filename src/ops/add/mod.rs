@@ -1,5 +1,7 @@
 //! Residual addition, `y = a + b`; the gradient of both is `dy`.
 
+mod gpu;
+
 use super::simd::{BLOCK, for_blocks, multiversion};
 use crate::dispatch;
 use crate::error::Result;
@@ -15,9 +17,12 @@ multiversion! {
 
 /// `a + b`, both `[n, h, w, c]`. Writes into `a`'s storage if it is not shared.
 ///
-/// Errors: `b` has another shape or dtype than `a`.
+/// Errors: `b` has another shape, dtype or device than `a`.
 pub fn forward(mut a: Tensor, b: &Tensor) -> Result<Tensor> {
-    b.expect("add::forward", "b", a.shape(), a.dtype())?;
+    b.expect("add::forward", "b", a.shape(), a.kind())?;
+    if let Some(gpu) = b.gpu() {
+        return gpu::forward(gpu, a, b);
+    }
     dispatch!(a.dtype(), T => {
         let b = b.data::<T>();
         for_blocks(b.len(), a.data_mut::<T>(), BLOCK, |start, a| {

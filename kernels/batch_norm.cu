@@ -1,0 +1,232 @@
+// Batch normalisation over channels with an optional (bounded) ReLU; NHWC, the definition is in
+// src/ops/batch_norm. Sums: in f32 over at most `each` pixels a thread, in f32 by a tree in the block, in
+// f64 over the blocks; always in the same order, which depends on the shape alone.
+#include "norm.cuh"
+
+/// A block's share of the statistics: `partial` is [chunks, 3, c], the first pixel's value k, mean - k and
+/// the sum of squared deviations from the mean.
+///
+/// A thread adds up deviations from its own first value, which is one of its values: so the cancellation in
+/// sum (x - k)^2 - (sum (x - k))^2 / n costs no more than a factor n, at most 64. Threads are merged as in
+/// Chan, Golub and LeVeque 1979.
+template <class T>
+KERNEL(256) batch_norm_statistics(float *partial, const T *x, Span span) {
+  GPU_SHARED(float, tile, [2][8][256]);
+  GPU_SHARED(float, counts, [256]);
+  GPU_SHARED(float, origin, [8][32]);
+  Place p = place(span);
+  uint32_t n = pixel_count(span, p);
+  float first[8] = {}, mean[8] = {}, m2[8] = {};
+  if (n > 0) load8(first, x + offset(span, p, p.first), p);
+#pragma unroll 4
+  for (uint32_t i = 1; i < n; i++) {
+    float v[8];
+    load8(v, x + offset(span, p, p.first + i * p.rows), p);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      float d = v[j] - first[j];
+      mean[j] += d;
+      m2[j] = fmaf(d, d, m2[j]);
+    }
+  }
+  if (p.row == 0) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) origin[j][p.lane] = first[j];
+  }
+  __syncthreads();
+  float count = (float)n;
+  if (n > 0) {
+    float inverse = 1.0f / count;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      float sum = mean[j];
+      float squares = fmaf(-sum, sum * inverse, m2[j]);
+      m2[j] = squares < 0.0f ? 0.0f : squares;  // a maximum would lose a NaN
+      mean[j] = (first[j] - origin[j][p.lane]) + sum * inverse;
+    }
+  }
+  for (uint32_t half = p.rows / 2; half > 0; half /= 2) {
+    if (p.row >= half && p.row < 2 * half) {
+      counts[threadIdx.x] = count;
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        tile[0][j][threadIdx.x] = mean[j];
+        tile[1][j][threadIdx.x] = m2[j];
+      }
+    }
+    __syncthreads();
+    uint32_t other = threadIdx.x + half * (256 / p.rows);
+    if (p.row < half && counts[other] > 0.0f) {
+      // Rows further down never have more pixels: this one has some.
+      float theirs = counts[other], total = count + theirs, part = theirs / total;
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        float delta = tile[0][j][other] - mean[j];
+        mean[j] = fmaf(delta, part, mean[j]);
+        m2[j] += fmaf(delta * delta, count * part, tile[1][j][other]);
+      }
+      count = total;
+    }
+  }
+  if (p.row == 0) {
+    float *out = partial + (uint64_t)blockIdx.x * 3 * span.c + 8 * p.group;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      if (j < (int)p.count) {
+        out[j] = first[j];
+        out[span.c + j] = mean[j];
+        out[2 * span.c + j] = m2[j];
+      }
+    }
+  }
+}
+
+/// Sum over the 32 threads of each of a block's 8 channels, in every one of them.
+__device__ __forceinline__ double sum_chunks(double v, double (&tile)[32][8]) {
+  uint32_t slot = threadIdx.x / 8, channel = threadIdx.x % 8;
+  tile[slot][channel] = v;
+  __syncthreads();
+  double sum = 0.0;
+#pragma unroll 8
+  for (int i = 0; i < 32; i++) sum += tile[i][channel];
+  __syncthreads();
+  return sum;
+}
+
+/// All blocks' statistics merged, `chunk` pixels each but for the last: mean and 1 / sqrt(var + eps) with the
+/// biased variance; the running estimates move by `momentum`, the variance to the unbiased one.
+/// 8 channels a block.
+KERNEL(256) batch_norm_finish(float *mean, float *inv_std, float *running_mean, float *running_var,
+                              const float *partial, uint32_t pixels, uint32_t c, uint32_t chunk, double momentum,
+                              double eps) {
+  GPU_SHARED(double, tile, [32][8]);
+  uint32_t channel = blockIdx.x * 8 + threadIdx.x % 8;
+  uint32_t chunks = channel < c ? (pixels + chunk - 1) / chunk : 0;
+  double sum = 0.0;
+  for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
+    const float *at = partial + (uint64_t)i * 3 * c + channel;
+    sum += (double)min(chunk, pixels - i * chunk) * ((double)at[0] + (double)at[c]);
+  }
+  double m = sum_chunks(sum, tile) / pixels;
+  double squares = 0.0;
+  for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
+    const float *at = partial + (uint64_t)i * 3 * c + channel;
+    double d = (double)at[0] + (double)at[c] - m;
+    squares += (double)at[2 * c] + (double)min(chunk, pixels - i * chunk) * (d * d);
+  }
+  squares = sum_chunks(squares, tile);
+  if (threadIdx.x >= 8 || channel >= c) return;
+  mean[channel] = (float)m;
+  inv_std[channel] = (float)(1.0 / sqrt(squares / pixels + eps));
+  running_mean[channel] = (float)((1.0 - momentum) * running_mean[channel] + momentum * m);
+  running_var[channel] = (float)((1.0 - momentum) * running_var[channel] + momentum * (squares / (pixels - 1.0)));
+}
+
+/// 1 / sqrt(var + eps).
+KERNEL(256) batch_norm_inv_std(float *inv_std, const float *var, uint32_t c, double eps) {
+  uint32_t i = blockIdx.x * 256 + threadIdx.x;
+  if (i < c) inv_std[i] = (float)(1.0 / sqrt((double)var[i] + eps));
+}
+
+/// y = min(max((x - mean) gamma inv_std + beta, low), cap)
+template <class T>
+KERNEL(256) batch_norm_forward(T *y, const T *x, const float *mean, const float *inv_std, const float *gamma,
+                               const float *beta, Span span, float low, float cap) {
+  Place p = place(span);
+  uint32_t n = pixel_count(span, p);
+  if (n == 0) return;
+  Normalise norm(mean, inv_std, gamma, beta, p);
+  Raw8<T> next = load_raw(x + offset(span, p, p.first), p);
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t pixel = p.first + i * p.rows;
+    float v[8];
+    unpack(v, next);
+    if (i + 1 < n) next = load_raw(x + offset(span, p, pixel + p.rows), p);
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] = clip(norm.value(v[j], j), low, cap);
+    store8(y + offset(span, p, pixel), v, p);
+  }
+}
+
+/// A block's share of sum g and sum g (x - mean), `partial` is [chunks, 2, c]; g is the gradient in front of
+/// the activation, dy where the forward value lies between its bounds.
+template <class T>
+KERNEL(256) batch_norm_sums(float *partial, const T *dy, const T *x, const float *mean, const float *inv_std,
+                            const float *gamma, const float *beta, Span span, float low, float cap) {
+  GPU_SHARED(float, tile, [2][8][256]);
+  Place p = place(span);
+  uint32_t n = pixel_count(span, p);
+  Normalise norm(mean, inv_std, gamma, beta, p);
+  float sum_g[8] = {}, sum_gx[8] = {};
+#pragma unroll 2
+  for (uint32_t i = 0; i < n; i++) {
+    uint64_t at = offset(span, p, p.first + i * p.rows);
+    float v[8], g[8];
+    load8(g, dy + at, p);
+    load8(v, x + at, p);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      if (!passes(norm.value(v[j], j), low, cap)) g[j] = 0.0f;
+      sum_g[j] += g[j];
+      sum_gx[j] = fmaf(g[j], __fsub_rn(v[j], norm.mean[j]), sum_gx[j]);
+    }
+  }
+  sum_rows(sum_g, sum_gx, p, tile);
+  store_sums(partial, sum_g, sum_gx, span, p);
+}
+
+/// All blocks' sums: dgamma += sum(g xhat), dbeta += sum(g) if given, and `through` [2, c], what passes
+/// through the batch's statistics: a = scale mean(g), b = scale mean(g xhat) inv_std. 8 channels a block.
+KERNEL(256) batch_norm_finish_sums(float *dgamma, float *dbeta, float *through, const float *partial,
+                                   const float *inv_std, const float *gamma, uint32_t pixels, uint32_t c,
+                                   uint32_t chunks) {
+  GPU_SHARED(double, tile, [32][8]);
+  uint32_t channel = blockIdx.x * 8 + threadIdx.x % 8;
+  double sum_g = 0.0, sum_gx = 0.0;
+  if (channel < c) {
+    for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
+      const float *at = partial + (uint64_t)i * 2 * c + channel;
+      sum_g += (double)at[0];
+      sum_gx += (double)at[c];
+    }
+  }
+  sum_g = sum_chunks(sum_g, tile);
+  sum_gx = sum_chunks(sum_gx, tile);
+  if (threadIdx.x >= 8 || channel >= c) return;
+  double s = (double)inv_std[channel];
+  if (dgamma) {
+    dgamma[channel] += (float)(sum_gx * s);
+    dbeta[channel] += (float)sum_g;
+  }
+  double scale = (gamma ? (double)(gamma[channel] * inv_std[channel]) : s) / pixels;
+  through[channel] = (float)(scale * sum_g);
+  through[c + channel] = (float)(scale * sum_gx * s * s);
+}
+
+/// dx = scale g - a - b (x - mean) through the batch's statistics, dx = scale g through running ones (not
+/// BATCH; `through` is null then). dx may be dy.
+template <class T, bool BATCH>
+KERNEL(256) batch_norm_backward(T *dx, const T *dy, const T *x, const float *mean, const float *inv_std,
+                                const float *gamma, const float *beta, const float *through, Span span, float low,
+                                float cap) {
+  Place p = place(span);
+  uint32_t n = pixel_count(span, p);
+  if (n == 0) return;
+  NormaliseBackward<BATCH> norm(mean, inv_std, gamma, beta, through, span, p);
+  // dx may be dy: the next pixel of both is read before this one is written.
+  Raw8<T> next_g = load_raw(dy + offset(span, p, p.first), p), next_x = load_raw(x + offset(span, p, p.first), p);
+  for (uint32_t i = 0; i < n; i++) {
+    uint64_t at = offset(span, p, p.first + i * p.rows);
+    float v[8], g[8];
+    unpack(g, next_g);
+    unpack(v, next_x);
+    if (i + 1 < n) {
+      uint64_t next = offset(span, p, p.first + (i + 1) * p.rows);
+      next_g = load_raw(dy + next, p);
+      next_x = load_raw(x + next, p);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++) g[j] = norm.gradient(passes(norm.value(v[j], j), low, cap) ? g[j] : 0.0f, v[j], j);
+    store8(dx + at, g, p);
+  }
+}

@@ -1,0 +1,60 @@
+// A convolution as the host describes it to the kernels of conv2d.cu.
+#pragma once
+#include "gpu.cuh"
+
+/// Sizes of an activation tensor, `[n, h, w, c]`.
+struct Dims {
+  uint32_t n, h, w, c;
+};
+
+/// A tile: some rows and columns of some images. Its pixels are counted image by image, row by row.
+struct Tile {
+  uint32_t images, rows, cols;
+  /// Divide by `rows` and `cols`.
+  uint32_t row_magic, col_magic;
+  /// Tiles down and across one image.
+  uint32_t down, across;
+};
+
+/// A tile's patch: `[images][rows][cols]` pixels of `windows` times eight channels.
+struct Patch {
+  uint32_t rows, cols, windows;
+  /// Divide by `rows`, `cols` and `windows`.
+  uint32_t row_magic, col_magic, window_magic;
+  /// Floats from one pixel to the next: an odd number of 16-byte units, so that neighbours lie in other banks.
+  uint32_t pitch;
+  /// Patch pixels from one of the tile's pixels to the next.
+  uint32_t step;
+  /// Input pixels from one patch pixel to the next: the stride if no other pixel is read, else 1.
+  uint32_t gap;
+};
+
+/// Forward and input gradient: a convolution from `from` to `to`. In the input gradient that is from dy to dx.
+struct Direct {
+  Dims from, to;
+  uint32_t k, stride, pad, groups;
+  Tile tile;
+  Patch patch;
+  /// Kernel rows whose pixels the patch holds at a time; all of them but for kernels of many pixels.
+  uint32_t band;
+  /// Blocks of COLS output channels in a group.
+  uint32_t blocks;
+};
+
+/// The weight gradient.
+struct Outer {
+  Dims x, y;
+  uint32_t k, stride, pad, groups;
+  /// What a block owns, and how many threads share a window of a tap.
+  uint32_t taps, windows, parts;
+  /// Blocks of 64 output channels, `taps` taps and `windows` windows in a group.
+  uint32_t channel_blocks, tap_blocks, window_blocks;
+  /// Tiles of all images, and those of one split.
+  uint32_t tiles, split_tiles;
+  /// All parts of all splits.
+  uint32_t partial_rows;
+  /// Whether db is wanted.
+  uint32_t bias;
+  Tile tile;
+  Patch patch;
+};

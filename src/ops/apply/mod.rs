@@ -1,0 +1,264 @@
+//! Everything between two convolutions, `noise(pool(act(batch_norm(x) + residual)))`, every part
+//! optional: on a GPU one pass over the tensor, which reads `x` once and writes the result once.
+//!
+//! On the CPU it is the single ops one after another. So it is on a GPU, to the bit in f32: the pass
+//! runs the same steps with the same roundings on values it keeps in registers. With 16-bit tensors
+//! the single ops round after every step, the pass once at its end.
+
+mod gpu;
+
+use super::add;
+use super::batch_norm::{self, Activation, Running};
+use super::noise::{self, Noise};
+use super::pool2d::{self, Argmax, Pool2d};
+use super::relu::{self, Mask};
+use crate::error::Result;
+use crate::tensor::{Shape, Tensor};
+
+/// Which batch norm stands at the front.
+pub enum Norm<'a> {
+    /// None.
+    None,
+    /// With the batch's statistics; the running ones move.
+    Train {
+        /// Scale and shift, `[1, 1, 1, c]`, both or neither.
+        affine: Option<(&'a Tensor, &'a Tensor)>,
+        /// Running estimates.
+        running: &'a mut Running,
+    },
+    /// With the running statistics.
+    Eval {
+        /// Scale and shift, `[1, 1, 1, c]`, both or neither.
+        affine: Option<(&'a Tensor, &'a Tensor)>,
+        /// Running estimates.
+        running: &'a Running,
+    },
+}
+
+/// What follows the batch norm, in this order.
+#[derive(Debug, Clone, Copy)]
+pub struct Then<'a> {
+    /// Added in front of the activation; of `x`'s shape.
+    pub residual: Option<&'a Tensor>,
+    /// The activation.
+    pub activation: Activation,
+    /// Max pooling.
+    pub pool: Option<Pool2d>,
+    /// Noise on the result: the next layer's. Its gradient is the identity.
+    pub noise: Option<&'a Noise>,
+    /// Whether a backward pass follows.
+    pub record: bool,
+}
+
+/// What backward needs of forward.
+pub struct Saved {
+    shape: Shape,
+    activation: Activation,
+    residual: bool,
+    /// The input and the statistics, where there is a batch norm.
+    norm: Option<(Tensor, batch_norm::Saved)>,
+    /// Where the activation lets the gradient pass, unless batch norm's backward decides it.
+    gate: Gate,
+    pooled: Option<(Pool2d, Argmax)>,
+}
+
+enum Gate {
+    None,
+    /// The activation's output.
+    Output(Tensor),
+    Mask(Mask),
+    /// A bit per output of the pooling.
+    Pooled(Mask),
+}
+
+/// The gradients [`backward`] returns.
+pub struct Gradients {
+    /// In `x`.
+    pub dx: Tensor,
+    /// In the residual, if there is one.
+    pub dresidual: Option<Tensor>,
+}
+
+/// The activation as a ReLU's cap; `None` where there is none.
+fn cap(activation: Activation) -> Option<Option<f64>> {
+    match activation {
+        Activation::Identity => None,
+        Activation::Relu => Some(None),
+        Activation::BoundedRelu(cap) => Some(Some(cap)),
+    }
+}
+
+impl Then<'_> {
+    /// The result's shape.
+    fn output_shape(&self, op: &'static str, x: Shape) -> Result<Shape> {
+        self.pool.map_or(Ok(x), |pool| pool.max_output_shape(op, x))
+    }
+
+    /// Whether the activation needs a gate of its own in the backward pass.
+    fn gated(&self, norm: bool) -> bool {
+        self.record && self.activation != Activation::Identity && (!norm || self.residual.is_some())
+    }
+}
+
+/// x `[n, h, w, c]`, y `[n, oh, ow, c]`, or `[n, h, w, c]` without pooling; and what backward needs,
+/// if `then.record`.
+///
+/// Errors: what the single ops refuse.
+pub fn forward(x: Tensor, norm: Norm<'_>, then: &Then<'_>) -> Result<(Tensor, Option<Saved>)> {
+    const OP: &str = "apply::forward";
+    match &norm {
+        Norm::None => batch_norm::check_activation(OP, then.activation)?,
+        Norm::Train { affine, running } => {
+            batch_norm::check(OP, &x, *affine, then.activation)?;
+            batch_norm::check_train(OP, &x, running)?;
+        }
+        Norm::Eval { affine, running } => {
+            batch_norm::check(OP, &x, *affine, then.activation)?;
+            batch_norm::check_running(OP, &x, running)?;
+        }
+    }
+    if let Some(residual) = then.residual {
+        residual.expect(OP, "residual", x.shape(), x.kind())?;
+    }
+    let out = then.output_shape(OP, x.shape())?;
+    if let Some(noise) = then.noise {
+        noise::check_shape(OP, noise, out)?;
+    }
+    match x.gpu().cloned() {
+        Some(gpu) => gpu::forward(OP, &gpu, x, norm, then, out),
+        None => composed(x, norm, then),
+    }
+}
+
+/// The single ops one after another.
+fn composed(x: Tensor, norm: Norm<'_>, then: &Then<'_>) -> Result<(Tensor, Option<Saved>)> {
+    let shape = x.shape();
+    let gated = then.gated(!matches!(norm, Norm::None));
+    // Batch norm fuses the activation, unless the residual comes in between.
+    let (fused, rest) = match (&norm, then.residual) {
+        (Norm::None, _) | (_, Some(_)) => (Activation::Identity, then.activation),
+        _ => (then.activation, Activation::Identity),
+    };
+    let (y, statistics) = match norm {
+        Norm::None => (x.clone(), None),
+        Norm::Train { affine, running } => {
+            let (y, saved) = batch_norm::forward_train(&x, affine, running, fused)?;
+            (y, Some(saved))
+        }
+        Norm::Eval { affine, running } => {
+            let (y, saved) = batch_norm::forward_eval(&x, affine, running, fused)?;
+            (y, Some(saved))
+        }
+    };
+    let norm = statistics
+        .filter(|_| then.record)
+        .map(|saved| (x.clone(), saved));
+    // Without a batch norm nobody else needs x: the ops below work in its place.
+    drop(x);
+    let y = match then.residual {
+        Some(residual) => add::forward(y, residual)?,
+        None => y,
+    };
+    let y = match cap(rest) {
+        Some(cap) => relu::forward(y, cap)?,
+        None => y,
+    };
+    let gate = match gated {
+        true => Gate::Output(y.clone()),
+        false => Gate::None,
+    };
+    let (y, pooled) = match then.pool {
+        Some(pool) => {
+            let (y, argmax) = pool2d::max_forward(&y, pool)?;
+            (y, Some((pool, argmax)))
+        }
+        None => (y, None),
+    };
+    let y = match then.noise {
+        Some(noise) => noise::forward(&y, noise)?,
+        None => y,
+    };
+    let saved = then.record.then_some(Saved {
+        shape,
+        activation: then.activation,
+        residual: then.residual.is_some(),
+        norm,
+        gate,
+        pooled,
+    });
+    Ok((y, saved))
+}
+
+/// Gradients in `x` and in the residual; adds to `(dgamma, dbeta)` if given. dy is the result's.
+///
+/// Errors: dy or a vector does not fit what forward saw; `affine_grads` without `affine`.
+pub fn backward(
+    dy: Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    saved: Saved,
+    affine_grads: Option<(&mut Tensor, &mut Tensor)>,
+) -> Result<Gradients> {
+    const OP: &str = "apply::backward";
+    let Saved {
+        shape,
+        activation,
+        residual,
+        norm,
+        gate,
+        pooled,
+    } = saved;
+    if let Some((x, statistics)) = &norm {
+        batch_norm::check(OP, x, affine, activation)?;
+        batch_norm::check_saved(OP, x, affine, statistics, &affine_grads)?;
+        let out = match &pooled {
+            Some((pool, _)) => pool.max_output_shape(OP, shape)?,
+            None => shape,
+        };
+        dy.expect(OP, "dy", out, x.kind())?;
+        if let (Some(gpu), Some((pool, argmax)), false) = (x.gpu(), &pooled, residual)
+            && gpu::fuses(*pool)
+        {
+            argmax.expect(OP, &dy, *pool)?;
+            let dx = gpu::backward(
+                gpu,
+                dy,
+                x,
+                affine,
+                statistics,
+                activation,
+                argmax,
+                affine_grads,
+            )?;
+            return Ok(Gradients {
+                dx,
+                dresidual: None,
+            });
+        }
+    }
+
+    let dy = match &gate {
+        Gate::Pooled(mask) => relu::backward_mask(dy, mask)?,
+        _ => dy,
+    };
+    let dy = match &pooled {
+        Some((pool, argmax)) => pool2d::max_backward(&dy, argmax, shape, *pool)?,
+        None => dy,
+    };
+    let dy = match gate {
+        Gate::Output(y) => relu::backward(dy, &y, cap(activation).flatten())?,
+        Gate::Mask(mask) => relu::backward_mask(dy, &mask)?,
+        Gate::None | Gate::Pooled(_) => dy,
+    };
+    let dresidual = residual.then(|| dy.clone());
+    let dx = match norm {
+        Some((x, statistics)) => {
+            let inside = match residual {
+                true => Activation::Identity,
+                false => activation,
+            };
+            batch_norm::backward(dy, &x, affine, &statistics, inside, affine_grads)?
+        }
+        None => dy,
+    };
+    Ok(Gradients { dx, dresidual })
+}

@@ -1,0 +1,212 @@
+use super::{Activation, EPS, MOMENTUM, Running, Saved};
+use crate::error::Result;
+use crate::gpu::kernels::batch_norm as kernels;
+use crate::gpu::{Gpu, Ptr};
+use crate::ops::spans::{pixels_per_block, reuse, span, span_of};
+use crate::tensor::{DType, Shape, Tensor};
+
+/// Pixels over which a thread of a reduction adds up in f32.
+pub(in crate::ops) const PIXELS: usize = 64;
+
+/// The vectors that normalise; null without a batch norm, the last two without affine parameters.
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct Vectors {
+    pub mean: Ptr,
+    pub inv_std: Ptr,
+    pub gamma: Ptr,
+    pub beta: Ptr,
+}
+
+impl Vectors {
+    pub fn new(saved: Option<&Saved>, affine: Option<(&Tensor, &Tensor)>) -> Self {
+        let null = Ptr::null();
+        let (mean, inv_std) = saved.map_or((null, null), |s| (s.mean.ptr(), s.inv_std.ptr()));
+        let (gamma, beta) = affine.map_or((null, null), |(g, b)| (g.ptr(), b.ptr()));
+        Vectors {
+            mean,
+            inv_std,
+            gamma,
+            beta,
+        }
+    }
+}
+
+/// The activation's bounds.
+pub(in crate::ops) fn bounds(activation: Activation) -> (f32, f32) {
+    match activation {
+        Activation::Identity => (f32::NEG_INFINITY, f32::INFINITY),
+        Activation::Relu => (0.0, f32::INFINITY),
+        Activation::BoundedRelu(cap) => (0.0, cap as f32),
+    }
+}
+
+/// The batch's statistics; moves the running ones.
+pub(in crate::ops) fn train(
+    op: &'static str,
+    gpu: &Gpu,
+    x: &Tensor,
+    running: &mut Running,
+) -> Result<Saved> {
+    let (pixels, c) = (x.shape().pixels(), x.shape().c);
+    let (span, grid) = span_of(op, pixels, c, PIXELS)?;
+    let mut partial = gpu.alloc::<f32>(grid[0] as usize * 3 * c)?;
+    let to = partial.ptr_mut();
+    kernels::batch_norm_statistics(gpu, x.dtype(), grid, 0, to, x.ptr(), span)?;
+    let mut mean = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
+    let mut inv_std = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
+    kernels::batch_norm_finish(
+        gpu,
+        [c.div_ceil(8) as u32, 1, 1],
+        0,
+        mean.ptr_mut()?,
+        inv_std.ptr_mut()?,
+        running.mean.ptr_mut()?,
+        running.var.ptr_mut()?,
+        partial.ptr(),
+        span.pixels,
+        span.c,
+        pixels_per_block(&span),
+        MOMENTUM,
+        EPS,
+    )?;
+    Ok(Saved {
+        mean,
+        inv_std,
+        batch: true,
+    })
+}
+
+/// What the running estimates normalise with.
+pub(in crate::ops) fn eval(gpu: &Gpu, running: &Running) -> Result<Saved> {
+    let shape = running.var.shape();
+    let mut inv_std = Tensor::uninit(gpu, shape, DType::F32)?;
+    let (grid, to) = ([shape.c.div_ceil(256) as u32, 1, 1], inv_std.ptr_mut()?);
+    kernels::batch_norm_inv_std(gpu, grid, 0, to, running.var.ptr(), shape.c as u32, EPS)?;
+    Ok(Saved {
+        mean: running.mean.clone(),
+        inv_std,
+        batch: false,
+    })
+}
+
+pub(super) fn forward(
+    op: &'static str,
+    gpu: &Gpu,
+    x: &Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    saved: &Saved,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (span, grid) = span(op, x.shape().pixels(), x.shape().c)?;
+    let mut y = Tensor::uninit(gpu, x.shape(), x.dtype())?;
+    let (v, (low, cap)) = (Vectors::new(Some(saved), affine), bounds(activation));
+    kernels::batch_norm_forward(
+        gpu,
+        x.dtype(),
+        grid,
+        0,
+        y.ptr_mut()?,
+        x.ptr(),
+        v.mean,
+        v.inv_std,
+        v.gamma,
+        v.beta,
+        span,
+        low,
+        cap,
+    )?;
+    Ok(y)
+}
+
+/// Merges the blocks' sums `[blocks, 2, c]` over `pixels` values per channel: adds to the parameters'
+/// gradients and returns what passes through the batch's statistics, `[2, c]`.
+pub(in crate::ops) fn finish_sums(
+    gpu: &Gpu,
+    partial: Ptr,
+    blocks: u32,
+    pixels: usize,
+    saved: &Saved,
+    v: Vectors,
+    affine_grads: Option<(&mut Tensor, &mut Tensor)>,
+) -> Result<Tensor> {
+    let c = saved.mean.shape().c;
+    let mut through = Tensor::uninit(gpu, Shape::new(1, 1, 2, c), DType::F32)?;
+    let (dgamma, dbeta) = match affine_grads {
+        Some((dgamma, dbeta)) => (dgamma.ptr_mut()?, dbeta.ptr_mut()?),
+        None => (Ptr::null(), Ptr::null()),
+    };
+    kernels::batch_norm_finish_sums(
+        gpu,
+        [c.div_ceil(8) as u32, 1, 1],
+        0,
+        dgamma,
+        dbeta,
+        through.ptr_mut()?,
+        partial,
+        v.inv_std,
+        v.gamma,
+        pixels as u32,
+        c as u32,
+        blocks,
+    )?;
+    Ok(through)
+}
+
+pub(super) fn backward(
+    gpu: &Gpu,
+    dy: Tensor,
+    x: &Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    saved: &Saved,
+    activation: Activation,
+    affine_grads: Option<(&mut Tensor, &mut Tensor)>,
+) -> Result<Tensor> {
+    const OP: &str = "batch_norm::backward";
+    let (t, pixels, c) = (x.dtype(), x.shape().pixels(), x.shape().c);
+    let (v, (low, cap)) = (Vectors::new(Some(saved), affine), bounds(activation));
+    let mut through = None;
+    if saved.batch || affine_grads.is_some() {
+        let (span, grid) = span_of(OP, pixels, c, PIXELS)?;
+        let mut partial = gpu.alloc::<f32>(grid[0] as usize * 2 * c)?;
+        kernels::batch_norm_sums(
+            gpu,
+            t,
+            grid,
+            0,
+            partial.ptr_mut(),
+            dy.ptr(),
+            x.ptr(),
+            v.mean,
+            v.inv_std,
+            v.gamma,
+            v.beta,
+            span,
+            low,
+            cap,
+        )?;
+        let partial = partial.ptr();
+        let sums = finish_sums(gpu, partial, grid[0], pixels, saved, v, affine_grads)?;
+        through = saved.batch.then_some(sums);
+    }
+    let (span, grid) = span(OP, pixels, c)?;
+    let dy = reuse(gpu, dy)?;
+    kernels::batch_norm_backward(
+        gpu,
+        t,
+        saved.batch,
+        grid,
+        0,
+        dy.to,
+        dy.from,
+        x.ptr(),
+        v.mean,
+        v.inv_std,
+        v.gamma,
+        v.beta,
+        through.as_ref().map_or(Ptr::null(), Tensor::ptr),
+        span,
+        low,
+        cap,
+    )?;
+    Ok(dy.y)
+}

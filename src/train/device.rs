@@ -1,0 +1,272 @@
+//! Training on a GPU. Data, augmentation, noise, loss and learning rates live there, and a step is one
+//! graph, replayed; the host waits only when it wants to know how the run stands.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::{Progress, Settings};
+use crate::data::{Dataset, DeviceData, Plan};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Graph};
+use crate::models::Model;
+use crate::nn::{Entry, Grads, Mode, Pass};
+use crate::ops::loss::{Metrics, Totals, cross_entropy_step};
+use crate::ops::noise::{Key, Purpose};
+use crate::ops::sgd;
+use crate::ops::step::{self, Cursor, LearningRates, LossScale, MultiTensor, Scale, Slots};
+use crate::optim::Sgd;
+use crate::tensor::DType;
+
+/// How long the host lets the device run ahead before it looks how the run stands.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// A step of so many rows.
+enum Stage {
+    /// Has run once: kernels are loaded, the pool holds its memory.
+    Warm,
+    Captured(Graph),
+}
+
+/// What a run keeps on the device.
+pub(super) struct DeviceRun {
+    gpu: Gpu,
+    data: DeviceData,
+    plan: Option<Plan>,
+    rates: LearningRates,
+    cursor: Cursor,
+    metrics: Metrics,
+    scale: LossScale,
+    tensors: Option<MultiTensor>,
+    stages: HashMap<usize, Stage>,
+    /// The epoch the plan and the rates are of.
+    epoch: Option<u32>,
+    /// Steps replayed since batch norm's counts were last brought up to date.
+    replayed: u64,
+    looked: Option<Instant>,
+}
+
+impl DeviceRun {
+    pub fn new(gpu: &Gpu, train: &Dataset, steps: usize, dtype: DType) -> Result<Self> {
+        Ok(DeviceRun {
+            gpu: gpu.clone(),
+            data: DeviceData::new(train, gpu)?,
+            plan: None,
+            rates: LearningRates::new(gpu, steps)?,
+            cursor: Cursor::new(gpu)?,
+            metrics: Metrics::new(gpu)?,
+            scale: LossScale::new(gpu, dtype)?,
+            tensors: None,
+            stages: HashMap::new(),
+            epoch: None,
+            replayed: 0,
+            looked: None,
+        })
+    }
+
+    /// Lets the next step be another one than the one behind the last.
+    pub fn forget_place(&mut self) {
+        self.epoch = None;
+    }
+
+    /// Puts an epoch's order, augmentation and learning rates on the device, unless they are there.
+    /// `rates` has one entry a step.
+    pub fn enter_epoch(
+        &mut self,
+        settings: &Settings,
+        progress: &Progress,
+        rates: &[f64],
+    ) -> Result<()> {
+        if self.epoch == Some(progress.epoch) {
+            return Ok(());
+        }
+        let Settings {
+            augment,
+            seed,
+            batch,
+            ..
+        } = settings;
+        let picks = self
+            .data
+            .training_picks(augment.as_ref(), *seed, progress.epoch, *batch)?;
+        match &mut self.plan {
+            Some(plan) => self.data.set_plan(plan, &picks)?,
+            None => self.plan = Some(self.data.plan(&picks, *batch)?),
+        }
+        self.rates.set(rates)?;
+        let last = progress.step + rates.len() as u64;
+        let draw = u32::try_from(last).map(|_| progress.step as u32);
+        let draw =
+            draw.map_err(|_| Error::argument("train", "epochs", "fewer than 2^32 steps", last))?;
+        self.cursor.set(progress.batch as u32, draw)?;
+        self.metrics.set(Totals {
+            loss: progress.loss,
+            correct: progress.correct,
+            rows: progress.rows,
+            steps: progress.batch as u64,
+            ..Totals::default()
+        })?;
+        if let Some(scale) = progress.scale {
+            self.scale.set(scale)?;
+        }
+        self.epoch = Some(progress.epoch);
+        Ok(())
+    }
+
+    /// The next step of the epoch, on `rows` rows.
+    pub fn step(
+        &mut self,
+        model: &mut Model,
+        optimizer: &mut Sgd,
+        settings: &Settings,
+        rows: usize,
+    ) -> Result<()> {
+        self.find_tensors(model, optimizer)?;
+        match self.stages.get(&rows) {
+            Some(Stage::Captured(graph)) => {
+                graph.launch()?;
+                self.replayed += 1;
+            }
+            Some(Stage::Warm) => {
+                let gpu = self.gpu.clone();
+                let (graph, ()) = gpu.capture(|| self.launch(model, settings, rows, true))?;
+                graph.launch()?;
+                self.stages.insert(rows, Stage::Captured(graph));
+            }
+            None => {
+                self.launch(model, settings, rows, true)?;
+                self.stages.insert(rows, Stage::Warm);
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds the optimiser's table, anew if a tensor moved since: then graphs are stale, too.
+    fn find_tensors(&mut self, model: &mut Model, optimizer: &mut Sgd) -> Result<()> {
+        if self.tensors.is_some() {
+            // Whatever replaces weights or velocities writes them in place.
+            return Ok(());
+        }
+        let mut slots = Slots::default();
+        let mut result = Ok(());
+        let mut velocity = optimizer.velocity.iter_mut();
+        model.visit_params(|_, p| {
+            let v = velocity.next().expect("one velocity per parameter");
+            if result.is_ok() {
+                result = slots.push(&mut p.value, &mut p.grad, v, None);
+            }
+        });
+        result?;
+        self.tensors = Some(MultiTensor::new(slots)?);
+        Ok(())
+    }
+
+    /// `w <- w - lr grad loss(f_eps(w, x), y)`, one draw `eps` per row; without `update` only up to
+    /// the gradient.
+    fn launch(
+        &mut self,
+        model: &mut Model,
+        settings: &Settings,
+        rows: usize,
+        update: bool,
+    ) -> Result<()> {
+        let plan = self.plan.as_ref().expect("an epoch was entered");
+        let batch = self.data.batch(plan, &self.cursor, rows, DType::F32)?;
+        let pass = Pass {
+            mode: Mode::Train,
+            noise: Some(Key {
+                seed: settings.seed,
+                purpose: Purpose::Train,
+                rows: batch.rows,
+            }),
+            record: true,
+        };
+        let logits = model.forward(batch.x, &pass)?;
+        let dlogits =
+            cross_entropy_step(&logits, &batch.labels, Some(&self.scale), &mut self.metrics)?;
+        model.backward(dlogits, Grads::Accumulate)?;
+        if update {
+            let tensors = self.tensors.as_ref().expect("built before");
+            sgd::step_all(
+                tensors,
+                &self.rates,
+                &self.cursor,
+                &mut self.scale,
+                settings.sgd,
+            )?;
+            step::end(Some(&mut self.scale), &mut self.cursor)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is time to look how the run stands.
+    pub fn is_due(&self) -> bool {
+        self.looked.is_none_or(|at| at.elapsed() > LOOK_EVERY)
+    }
+
+    /// Waits for the device and brings `progress` and batch norm's counts up to date.
+    pub fn look(&mut self, model: &mut Model, progress: &mut Progress) -> Result<()> {
+        let replayed = std::mem::take(&mut self.replayed);
+        model.visit(|_, entry| {
+            if let Entry::Count(count) = entry {
+                *count += replayed;
+            }
+        });
+        if self.epoch == Some(progress.epoch) {
+            let totals = self.metrics.read()?;
+            progress.loss = totals.loss;
+            progress.correct = totals.correct;
+            progress.rows = totals.rows;
+            if let Some(bad) = totals.first_bad {
+                let step = progress.step - progress.batch as u64 + bad;
+                return Err(super::loss_not_finite(
+                    step,
+                    progress.epoch,
+                    totals.not_finite as usize,
+                    totals.rows as usize,
+                ));
+            }
+            let scale = self.scale.read()?;
+            progress.scale = (model.dtype() == DType::F16).then_some(scale);
+        }
+        self.looked = Some(Instant::now());
+        Ok(())
+    }
+
+    /// The largest of `rows / 2`, `rows / 4`, ... rows of which a step fits into memory, found by
+    /// trying; the weights stay what they are.
+    pub fn rows_that_fit(
+        &mut self,
+        model: &mut Model,
+        settings: &Settings,
+        rows: usize,
+    ) -> Option<usize> {
+        self.stages.clear();
+        let before = model.checkpoint().ok()?;
+        let fits = std::iter::successors(Some(rows / 2), |r| Some(r / 2))
+            .take_while(|&r| r >= 2)
+            .find(|&r| {
+                self.launch(model, settings, r, false).is_ok() && self.gpu.synchronize().is_ok()
+            });
+        model.load_checkpoint("before".as_ref(), &before).ok()?;
+        fits
+    }
+}
+
+impl std::fmt::Debug for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Stage::Warm => "warm",
+            Stage::Captured(_) => "captured",
+        })
+    }
+}
+
+/// The loss scale, as the state of a run holds it.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(remote = "Scale")]
+pub(super) struct ScaleFields {
+    scale: f32,
+    good: u32,
+    skipped: u32,
+    steps: u32,
+}

@@ -1,0 +1,312 @@
+//! Whole networks on the GPU path beside the CPU: training, attacks, ensembles.
+
+use noiseforge::attacks::Criterion;
+use noiseforge::attacks::carlini_wagner::{CarliniWagner, Outcome, Protocol, attack};
+use noiseforge::data::{Augment, Spec, Split};
+use noiseforge::ensemble::{Average, Classifier, Ensemble};
+use noiseforge::models::{Arch, Config, Model};
+use noiseforge::nn::{Grads, Mode, Pass};
+use noiseforge::ops::loss::cross_entropy;
+use noiseforge::ops::noise::{Key, Purpose, Row, Rows};
+use noiseforge::ops::sgd;
+use noiseforge::optim::{Schedule, Sgd};
+use noiseforge::tensor::{DType, Device, Shape};
+use noiseforge::train::{Settings, Trainer};
+use noiseforge::{Result, Tensor};
+
+use crate::harness::{distance, emulator, once, open_pooled, run_with, values};
+
+const SGD: sgd::Sgd = sgd::Sgd {
+    lr: 0.05,
+    momentum: 0.9,
+    weight_decay: 5e-4,
+    nesterov: false,
+};
+
+fn network(arch: Arch, size: usize, width: usize) -> Model {
+    let mut config = Config::new(arch, Shape::new(1, size, size, 3), 10).with_noise(0.2, 0.1);
+    config.width = width;
+    Model::new(config, 3).unwrap()
+}
+
+fn images(input: Shape, n: usize, seed: u64) -> Tensor {
+    let mut x = values(input.with_n(n), seed);
+    for v in x.data_mut::<f32>() {
+        *v = 0.5 + 0.5 * *v;
+    }
+    x
+}
+
+/// Losses of `steps` training steps, and every parameter and statistic after them.
+fn trained(model: &mut Model, device: &Device, dtype: DType, steps: u32) -> Result<Vec<Tensor>> {
+    model.to(device, dtype)?;
+    let n = 6;
+    let labels: Vec<u32> = (0..n as u32).map(|i| i * 7 % 10).collect();
+    let mut optimizer = Sgd::new(model, SGD)?;
+    let mut losses = Vec::new();
+    for step in 0..steps {
+        let x = images(model.config().input, n, u64::from(step));
+        let x = x.to_dtype(dtype.master())?.to(device)?;
+        let pass = Pass {
+            mode: Mode::Train,
+            noise: Some(Key::consecutive(1, Purpose::Train, 0, n, step)),
+            record: true,
+        };
+        let logits = model.forward(x, &pass)?;
+        let (loss, dlogits) = cross_entropy(&logits, &labels)?;
+        losses.push(loss.iter().sum::<f64>() as f32);
+        model.backward(dlogits, Grads::Accumulate)?;
+        optimizer.step(model)?;
+    }
+    let losses = Tensor::from_vec::<f32>(Shape::vector(losses.len()), losses)?;
+    let mut all = vec![losses.to(device)?];
+    model.visit(|_, entry| {
+        use noiseforge::nn::Entry;
+        match entry {
+            Entry::Param(p, _) => all.push(p.value.clone()),
+            Entry::Buffer(t, _) => all.push(t.clone()),
+            Entry::Count(_) => {}
+        }
+    });
+    Ok(all)
+}
+
+/// The GPU's distance from f64 is at most a small multiple of what the CPU's f32 is off itself: both
+/// add up the same numbers in other orders, and errors grow alike from step to step.
+#[track_caller]
+fn close_to_the_cpu(arch: Arch, size: usize, width: usize, steps: u32) {
+    let on_cpu = |dtype| {
+        let mut model = network(arch, size, width);
+        trained(&mut model, &Device::Cpu, dtype, steps).unwrap()
+    };
+    let (exact, cpu) = (on_cpu(DType::F64), on_cpu(DType::F32));
+    let gpu = run_with(open_pooled, |gpu| {
+        let mut model = network(arch, size, width);
+        trained(&mut model, &Device::Gpu(gpu.clone()), DType::F32, steps)
+    });
+    assert_eq!(gpu.len(), cpu.len());
+    for (i, ((exact, cpu), gpu)) in exact.iter().zip(&cpu).zip(&gpu).enumerate() {
+        let largest = exact.to_f64_vec().iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let own = distance(cpu, exact);
+        let bound = 10.0 * own + 1e-6 * largest;
+        let found = distance(gpu, exact);
+        println!("{arch} tensor {i}: off by {found:.2e}, the CPU by {own:.2e}");
+        assert!(found <= bound, "tensor {i}: off by {found:e}, the CPU by {own:e}");
+    }
+}
+
+#[test]
+fn three_steps_of_the_small_network() {
+    close_to_the_cpu(Arch::Small, 8, 8, 3);
+}
+
+#[test]
+fn a_step_of_a_narrow_vgg16() {
+    // Five poolings leave one pixel of 32.
+    close_to_the_cpu(Arch::Vgg16, 32, 4, 1);
+}
+
+#[test]
+fn a_step_of_a_narrow_resnext() {
+    close_to_the_cpu(Arch::ResNeXt29, 8, 4, 1);
+}
+
+fn settings(epochs: u32) -> Settings {
+    Settings {
+        epochs,
+        batch: 8,
+        sgd: SGD,
+        schedule: Schedule::Cosine,
+        augment: Some(Augment { pad: 2, flip: true }),
+        seed: 5,
+        ..Settings::default()
+    }
+}
+
+/// The whole training run: data, augmentation, noise, schedule and statistics on the device, steps
+/// replayed as graphs, a last batch of another size.
+fn trained_run(device: &Device, dtype: DType, n: usize, epochs: u32) -> (Vec<f64>, Vec<Tensor>) {
+    let load = |split, n| Spec::Synthetic { n: 200 }.load(split, 0).unwrap().take(n);
+    let (train, test) = (load(Split::Train, n), load(Split::Test, 10));
+    let mut config = Config::new(Arch::Small, train.image_shape(), train.classes().len());
+    config = config.with_noise(0.2, 0.1);
+    config.width = 2;
+    let mut model = Model::new(config, 3).unwrap();
+    model.to(device, dtype).unwrap();
+    let mut trainer = Trainer::new(&mut model, &train, &test, settings(epochs)).unwrap();
+    trainer.run(&false.into(), &mut |_, _| Ok(())).unwrap();
+    let mut log = Vec::new();
+    for line in trainer.log() {
+        log.extend([line.train_loss, line.test_loss, line.lr, line.train_accuracy]);
+    }
+    let mut all = Vec::new();
+    model.visit_params(|_, p| all.push(p.value.to_cpu().unwrap()));
+    (log, all)
+}
+
+#[test]
+fn a_training_run_on_the_device_is_the_cpus() {
+    let (log, cpu) = trained_run(&Device::Cpu, DType::F32, 29, 2);
+    let (found, gpu) = once(|_| trained_run(&Device::Gpu(open_pooled()), DType::F32, 29, 2));
+    for (a, b) in log.iter().zip(&found) {
+        assert!((a - b).abs() <= 1e-4 * a.abs(), "{log:?} {found:?}");
+    }
+    for (i, (a, b)) in cpu.iter().zip(&gpu).enumerate() {
+        let largest = a.to_f64_vec().iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        assert!(distance(a, b) <= 1e-4 * largest, "tensor {i}");
+    }
+    // Twice the same bits.
+    let (again, twice) = once(|_| trained_run(&Device::Gpu(open_pooled()), DType::F32, 29, 2));
+    assert_eq!(found, again);
+    for (a, b) in gpu.iter().zip(&twice) {
+        assert_eq!(a.data::<f32>(), b.data::<f32>());
+    }
+}
+
+#[test]
+fn sixteen_bit_training_follows_f32() {
+    let (log, _) = once(|_| trained_run(&Device::Gpu(open_pooled()), DType::F32, 24, 2));
+    for dtype in [DType::BF16, DType::F16] {
+        let (found, params) = once(|_| trained_run(&Device::Gpu(open_pooled()), dtype, 24, 2));
+        // Train loss of both epochs: activations carry 8 or 11 bits, the loss is about 2.
+        for i in [0, 4] {
+            assert!((log[i] - found[i]).abs() < 0.05 * log[i], "{dtype}: {log:?} {found:?}");
+        }
+        for p in &params {
+            assert_eq!(p.count_not_finite().unwrap(), 0);
+        }
+    }
+}
+
+/// After the first steps, neither allocation nor waiting: a step is one graph.
+#[test]
+fn steps_neither_allocate_nor_wait() {
+    let Some(emulator) = emulator() else { return };
+    once(|_| {
+        let gpu = open_pooled();
+        let load = |split| Spec::Synthetic { n: 200 }.load(split, 0).unwrap().take(64);
+        let (train, test) = (load(Split::Train), load(Split::Test));
+        let mut config = Config::new(Arch::Small, train.image_shape(), train.classes().len());
+        config.width = 1;
+        let mut model = Model::new(config.with_noise(0.2, 0.1), 3).unwrap();
+        model.to(&Device::Gpu(gpu.clone()), DType::F32).unwrap();
+        let mut trainer = Trainer::new(&mut model, &train, &test, settings(1)).unwrap();
+        let mut counts = Vec::new();
+        trainer
+            .run(&false.into(), &mut |_, _| {
+                counts.push(emulator.take_stats());
+                Ok(())
+            })
+            .unwrap();
+        // Eight steps: the first as it is, the second captured, six replayed; then evaluation.
+        assert_eq!(counts.len(), 9);
+        for stats in &counts[2..8] {
+            assert_eq!(stats.graph_launches, 1, "{stats:?}");
+            assert_eq!(stats.allocations, 0, "{stats:?}");
+            // The host looks how the run stands every 250 ms at most.
+            assert!(stats.synchronisations <= 3, "{stats:?}");
+        }
+        assert!(counts[2..8].iter().any(|s| s.synchronisations == 0), "{counts:?}");
+    });
+}
+
+#[test]
+fn an_interrupted_run_continues_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    for dtype in [DType::F32, DType::F16] {
+        let (_, whole) = once(|_| trained_run(&Device::Gpu(open_pooled()), dtype, 29, 2));
+        let parts = once(|_| {
+            let device = Device::Gpu(open_pooled());
+            let load = |split, n| Spec::Synthetic { n: 200 }.load(split, 0).unwrap().take(n);
+            let (train, test) = (load(Split::Train, 29), load(Split::Test, 10));
+            let mut config = Config::new(Arch::Small, train.image_shape(), train.classes().len());
+            config = config.with_noise(0.2, 0.1);
+            config.width = 2;
+            let mut all = Vec::new();
+            for part in 0..3 {
+                let mut model = Model::new(config.clone(), 3).unwrap();
+                model.to(&device, dtype).unwrap();
+                let mut trainer = Trainer::new(&mut model, &train, &test, settings(2)).unwrap();
+                if part > 0 {
+                    trainer.resume(&path).unwrap();
+                }
+                let mut steps = 0;
+                let stop = std::sync::atomic::AtomicBool::new(false);
+                let result = trainer.run(&stop, &mut |_, _| {
+                    steps += 1;
+                    // In the middle of the first epoch, then of the second.
+                    stop.store(part < 2 && steps == 3, std::sync::atomic::Ordering::Relaxed);
+                    Ok(())
+                });
+                assert_eq!(result.is_err(), part < 2);
+                trainer.save(&path).unwrap();
+                all.clear();
+                model.visit_params(|_, p| all.push(p.value.to_cpu().unwrap()));
+            }
+            all
+        });
+        for (a, b) in whole.iter().zip(&parts) {
+            assert_eq!(a.data::<f32>(), b.data::<f32>(), "{dtype}");
+        }
+    }
+}
+
+fn attacked(device: &Device, params: &CarliniWagner, eot: usize) -> Outcome {
+    let mut model = network(Arch::Small, 8, 4);
+    model.to(device, DType::F32).unwrap();
+    let x = images(model.config().input, 5, 9).to(device).unwrap();
+    let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, eot).unwrap();
+    net.average = Average::Logits;
+    let rows: Rows = (0..5).map(|id| Row { id, draw: 0 }).collect();
+    let labels = net.predict(&x, &rows).unwrap();
+    let ids = [3, 1, 4, 15, 9];
+    let criterion = Criterion::Untargeted { labels };
+    attack(&mut net, &x, &ids, &criterion, params, &mut |_, _| Ok(())).unwrap()
+}
+
+#[test]
+fn ten_steps_of_the_attack_are_the_cpus() {
+    let rse = CarliniWagner {
+        steps: 10,
+        lr: 0.01,
+        ..CarliniWagner::rse(0.5)
+    };
+    let search = CarliniWagner {
+        protocol: Protocol::Search {
+            initial_c: 0.1,
+            search_steps: 2,
+            abort_early: true,
+        },
+        steps: 10,
+        lr: 0.02,
+        kappa: 0.0,
+    };
+    for (params, eot) in [(rse, 1), (rse, 3), (search, 1)] {
+        let cpu = attacked(&Device::Cpu, &params, eot);
+        let gpu = once(|_| attacked(&Device::Gpu(open_pooled()), &params, eot));
+        // Adam divides by the gradient's size: where a gradient is small against its rounding
+        // error, a step of `lr` may go the other way.
+        let moved = distance(&cpu.adversarial, &gpu.adversarial);
+        assert!(moved < 1e-3, "{params:?}: {moved}");
+        for (a, b) in cpu.found.iter().zip(&gpu.found) {
+            assert_eq!((a.success, a.c, a.passes), (b.success, b.c, b.passes));
+            assert!((a.l2_squared - b.l2_squared).abs() < 1e-3 * (a.l2_squared + 1e-3));
+        }
+    }
+}
+
+#[test]
+fn an_ensemble_of_five_draws_is_the_cpus() {
+    let scores = |device: &Device| -> Result<Tensor> {
+        let mut model = network(Arch::Small, 8, 4);
+        model.to(device, DType::F32)?;
+        let x = images(model.config().input, 4, 9).to(device)?;
+        let mut net = Ensemble::new(&mut model, 7, Purpose::Eval, 5)?;
+        let rows: Rows = (0..4).map(|id| Row { id, draw: 0 }).collect();
+        net.logits(&x, &rows)
+    };
+    let cpu = scores(&Device::Cpu).unwrap();
+    let gpu = run_with(open_pooled, |gpu| Ok(vec![scores(&Device::Gpu(gpu.clone()))?]));
+    assert!(distance(&cpu, &gpu[0]) < 1e-5, "{}", distance(&cpu, &gpu[0]));
+}
