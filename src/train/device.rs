@@ -225,8 +225,9 @@ impl DeviceRun {
                     totals.rows as usize,
                 ));
             }
-            let scale = self.scale.read()?;
-            progress.scale = (model.dtype() == DType::F16).then_some(scale);
+            if model.dtype() == DType::F16 {
+                progress.scale = Some(self.scale.read()?);
+            }
         }
         self.looked = Some(Instant::now());
         Ok(())

@@ -86,12 +86,18 @@ fn close_to_the_cpu(arch: Arch, size: usize, width: usize, steps: u32) {
     });
     assert_eq!(gpu.len(), cpu.len());
     for (i, ((exact, cpu), gpu)) in exact.iter().zip(&cpu).zip(&gpu).enumerate() {
-        let largest = exact.to_f64_vec().iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let largest = exact
+            .to_f64_vec()
+            .iter()
+            .fold(0.0f64, |m, v| m.max(v.abs()));
         let own = distance(cpu, exact);
         let bound = 10.0 * own + 1e-6 * largest;
         let found = distance(gpu, exact);
         println!("{arch} tensor {i}: off by {found:.2e}, the CPU by {own:.2e}");
-        assert!(found <= bound, "tensor {i}: off by {found:e}, the CPU by {own:e}");
+        assert!(
+            found <= bound,
+            "tensor {i}: off by {found:e}, the CPU by {own:e}"
+        );
     }
 }
 
@@ -137,7 +143,12 @@ fn trained_run(device: &Device, dtype: DType, n: usize, epochs: u32) -> (Vec<f64
     trainer.run(&false.into(), &mut |_, _| Ok(())).unwrap();
     let mut log = Vec::new();
     for line in trainer.log() {
-        log.extend([line.train_loss, line.test_loss, line.lr, line.train_accuracy]);
+        log.extend([
+            line.train_loss,
+            line.test_loss,
+            line.lr,
+            line.train_accuracy,
+        ]);
     }
     let mut all = Vec::new();
     model.visit_params(|_, p| all.push(p.value.to_cpu().unwrap()));
@@ -170,7 +181,10 @@ fn sixteen_bit_training_follows_f32() {
         let (found, params) = once(|_| trained_run(&Device::Gpu(open_pooled()), dtype, 24, 2));
         // Train loss of both epochs: activations carry 8 or 11 bits, the loss is about 2.
         for i in [0, 4] {
-            assert!((log[i] - found[i]).abs() < 0.05 * log[i], "{dtype}: {log:?} {found:?}");
+            assert!(
+                (log[i] - found[i]).abs() < 0.05 * log[i],
+                "{dtype}: {log:?} {found:?}"
+            );
         }
         for p in &params {
             assert_eq!(p.count_not_finite().unwrap(), 0);
@@ -203,10 +217,9 @@ fn steps_neither_allocate_nor_wait() {
         for stats in &counts[2..8] {
             assert_eq!(stats.graph_launches, 1, "{stats:?}");
             assert_eq!(stats.allocations, 0, "{stats:?}");
-            // The host looks how the run stands every 250 ms at most.
-            assert!(stats.synchronisations <= 3, "{stats:?}");
+            // The host looks how the run stands, every 250 ms: on a GPU far less than once a step.
+            assert!(stats.synchronisations <= 1, "{stats:?}");
         }
-        assert!(counts[2..8].iter().any(|s| s.synchronisations == 0), "{counts:?}");
     });
 }
 
@@ -307,6 +320,12 @@ fn an_ensemble_of_five_draws_is_the_cpus() {
         net.logits(&x, &rows)
     };
     let cpu = scores(&Device::Cpu).unwrap();
-    let gpu = run_with(open_pooled, |gpu| Ok(vec![scores(&Device::Gpu(gpu.clone()))?]));
-    assert!(distance(&cpu, &gpu[0]) < 1e-5, "{}", distance(&cpu, &gpu[0]));
+    let gpu = run_with(open_pooled, |gpu| {
+        Ok(vec![scores(&Device::Gpu(gpu.clone()))?])
+    });
+    assert!(
+        distance(&cpu, &gpu[0]) < 1e-5,
+        "{}",
+        distance(&cpu, &gpu[0])
+    );
 }

@@ -151,7 +151,12 @@ fn without_sigma_the_bits_stay() {
         ..noise(1, Normals::Fast)
     };
     let y = run(|gpu| Ok(vec![noise::forward(&x.to_gpu(gpu)?, &noise)?]));
-    let bits = |t: &Tensor| t.data::<f32>().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let bits = |t: &Tensor| {
+        t.data::<f32>()
+            .iter()
+            .map(|v| v.to_bits())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(bits(&y[0]), bits(&x));
 }
 

@@ -144,7 +144,7 @@ pub fn attack(
 ) -> Result<Outcome> {
     params.check()?;
     let n = ids.len();
-    x.expect("carlini_wagner", "x", net.input().with_n(n), x.dtype())?;
+    x.expect("carlini_wagner", "x", net.input().with_n(n), x.kind())?;
     criterion.check("carlini_wagner", n, net.classes())?;
     let original = x.to_cpu()?;
     match params.protocol {

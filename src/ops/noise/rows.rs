@@ -67,7 +67,9 @@ impl Rows {
             return Ok(host.to_vec());
         }
         let device = self.0.device.lock().unwrap_or_else(|e| e.into_inner());
-        let buffer = device.as_ref().expect("a list is on the host or on a device");
+        let buffer = device
+            .as_ref()
+            .expect("a list is on the host or on a device");
         buffer.to_vec()
     }
 
@@ -83,7 +85,12 @@ impl Rows {
         }
         let Some(host) = &self.0.host else {
             let expected = format_args!("a list on {gpu:?}");
-            return Err(Error::argument("noise", "key.rows", expected, "one on another device"));
+            return Err(Error::argument(
+                "noise",
+                "key.rows",
+                expected,
+                "one on another device",
+            ));
         };
         let buffer = device.insert(Arc::new(gpu.upload(host)?));
         Ok(buffer.ptr())
