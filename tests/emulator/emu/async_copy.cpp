@@ -49,7 +49,7 @@ void copy_async(void *shared, const void *global, int bytes, bool valid, Site si
     arrive(copy);
     return;
   }
-  if (checking) cluster->checker->begin_flight(shared, size, cluster->checker->clock_of(self()->number), Where{site});
+  if (checking) cluster->checker->begin_flight(shared, size, cluster->checker->snapshot(self()->number), Where{site});
   memset(shared, 0xff, size);
   auto &groups = cluster->copies->of[self()->number];
   if (groups.empty()) groups.emplace_back();

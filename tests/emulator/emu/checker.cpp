@@ -186,14 +186,14 @@ void Checker::read_as(const void *p, size_t size, const uint32_t *known, unsigne
     Cell *cell = target.cells + i;
     bool written = target.initialised ? target.initialised[i] : cell->write_run == run;
     if (!written) fail("read of uninitialised %s memory%s", target.name, where.text().c_str());
+    // An atomic only needs to know that there is a value: its read is part of its write.
+    if (kind != Access::Atomic) check_read(cell, target, event);
     // What a thread wrote to shared memory is seen by TMA and wgmma only behind fence.proxy.async.
     bool proxy = kind == Access::Engine && !target.initialised && cell->kind != uint16_t(Access::Engine);
     if (proxy && proxy_fenced[cell->writer - 1u] < cell->write_clock)
       fail("the copy engine or tensor core reads shared memory that thread %u wrote, with no fence.proxy.async "
            "after it%s",
            cell->writer - 1u, where.text().c_str());
-    // An atomic only needs to know that there is a value: its read is part of its write.
-    if (kind != Access::Atomic) check_read(cell, target, event);
   }
 }
 

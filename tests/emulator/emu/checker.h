@@ -71,7 +71,12 @@ struct Checker {
   /// clock comes after everything that the copy engine did up to `time`.
   void engine_release(Clock &clock, uint32_t time);
 
-  Clock clock_of(unsigned thread) { return Clock(row(thread), row(thread) + width); }
+  /// What `thread` did and knows of up to now; what it does later is not in it.
+  Clock snapshot(unsigned thread) {
+    Clock clock(row(thread), row(thread) + width);
+    row(thread)[thread]++;
+    return clock;
+  }
 
   const unsigned width; // of a clock: threads, then the copy engine
   uint32_t run = 0;

@@ -21,7 +21,9 @@ void fail(const char *format, ...) {
   if (n < 0 || n > int(sizeof text) - 1) n = sizeof text - 1;
 
   std::string report(text, size_t(n));
-  if (cluster && cluster->acting.file) report += at(cluster->acting);
+  // A collective's operation does not know where it was called.
+  bool has_line = report.find(".cu:") != std::string::npos || report.find(".cuh:") != std::string::npos;
+  if (cluster && !has_line) report += at(cluster->acting);
   if (cluster && cluster->kernel && current) {
     dim3 b = current->block->index, t = current->index;
     char place[300];

@@ -13,17 +13,18 @@ float element_value(uint16_t bits, Element type) {
   return type == Element::F16 ? __half2float(__half{bits}) : __bfloat162float(__nv_bfloat16{bits});
 }
 
-// Four doubles at once: the host's compiler makes vector instructions of it on every processor.
+// Four doubles at once: the compiler makes vector instructions of it on every processor. (`auto` would forget the
+// alignment.)
 typedef double Four __attribute__((vector_size(32), aligned(8)));
 
 void multiply_add(double *c, const double *a, const double *b, int rows, int columns, int depth) {
   for (int i = 0; i < rows; i++) {
     for (int j = 0; j < columns; j += 8) {
-      auto out = reinterpret_cast<Four *>(c + i * columns + j);
+      Four *out = reinterpret_cast<Four *>(c + i * columns + j);
       Four low = out[0], high = out[1];
       for (int k = 0; k < depth; k++) {
         double v = a[i * depth + k];
-        auto in = reinterpret_cast<const Four *>(b + k * columns + j);
+        const Four *in = reinterpret_cast<const Four *>(b + k * columns + j);
         low += v * in[0];
         high += v * in[1];
       }

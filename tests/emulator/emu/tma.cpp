@@ -44,7 +44,7 @@ struct TmaQueue {
 
 void reset_tma() { cluster->tma = std::make_shared<TmaQueue>(); }
 
-static Clock known_to(Thread *thread) { return checking ? cluster->checker->clock_of(thread->number) : Clock(); }
+static Clock known_to(Thread *thread) { return checking ? cluster->checker->snapshot(thread->number) : Clock(); }
 
 // ---- where the elements lie ---------------------------------------------------------------------------------
 

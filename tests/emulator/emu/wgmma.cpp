@@ -161,12 +161,8 @@ static void issue(const void *const *lanes, uint32_t mask) {
   }
   if (checking) {
     // What the warp's lanes know between them.
-    p.known = cluster->checker->clock_of(self()->number);
     unsigned lane0 = self()->number - self()->lane;
-    for (unsigned l = 0; l < 32; l++) {
-      const uint32_t *row = cluster->checker->row(lane0 + l);
-      for (size_t i = 0; i < p.known.size(); i++) p.known[i] = std::max(p.known[i], row[i]);
-    }
+    for (unsigned l = 0; l < 32; l++) cluster->checker->release(p.known, lane0 + l);
   }
   if (!options.late) {
     execute(p, warp->index);

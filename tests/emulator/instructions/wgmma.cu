@@ -82,3 +82,10 @@ PRODUCT(test_wgmma_f16_64_ta_tb, 64, F16, true, true, false)
 PRODUCT(test_wgmma_bf16_64_ra, 64, BF16, false, false, true)
 PRODUCT(test_wgmma_f16_32_ra_tb, 32, F16, false, true, true)
 PRODUCT(test_wgmma_tf32_64_ra, 64, TF32, false, false, true)
+
+#ifndef __CUDACC__
+// Sizes that only the emulator has.
+PRODUCT(test_wgmma_bf16_24, 24, BF16, false, false, false)
+PRODUCT(test_wgmma_bf16_136, 136, BF16, false, false, false)
+PRODUCT(test_wgmma_bf16_248, 248, BF16, false, false, false)
+#endif

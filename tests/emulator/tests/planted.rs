@@ -150,7 +150,7 @@ fn copies_in_flight() {
         d.launch(kernel, shape(1, block), &args).unwrap();
         assert!(d.read(&y)[..block as usize].iter().any(|v| v.is_nan()), "{kernel}");
         d.emulator.set_mode(CHECKED);
-        found(&d, kernel, shape(1, block), &args, "read of uninitialised shared memory");
+        found(&d, kernel, shape(1, block), &args, "write by the copy engine, no wait between");
     }
 }
 
@@ -188,4 +188,80 @@ fn wrong_argument_list() {
     let parameters = d.emulator.parameters("three_arguments").unwrap();
     assert_eq!(parameters, [(8, true), (8, true), (4, false)]);
     assert_eq!(d.emulator.parameters("no_such_kernel"), None);
+}
+
+/// 64 rows of 32 floats, and the map of tiles of 8 rows.
+fn tensor(d: &Device) -> (cudarc::driver::CudaSlice<f32>, Arg) {
+    let x = d.upload(&(0..64 * 32).map(|i| i as f32).collect::<Vec<_>>());
+    let Arg::Pointer(address) = d.pointer(&x) else { unreachable!() };
+    let map = support::tiled_f32(address, &[32, 64], &[32, 8]);
+    (x, Arg::Map(map))
+}
+
+#[test]
+fn mbarriers() {
+    let d = Device::new();
+    let (_x, map) = tensor(&d);
+    let y = d.uninit::<f32>(128);
+    let args = [d.pointer(&y), map];
+    let with = Shape { shared: 2048, ..shape(1, 64) };
+    for mode in Mode::ALL {
+        d.emulator.set_mode(mode);
+        found(&d, "wrong_parity", with, &args, "waits in an mbarrier (for parity 1: 1 of 1 arrivals and 0 bytes are missing)");
+        found(&d, "expects_too_much", with, &args, "(for parity 0: 0 of 1 arrivals and 1024 bytes are missing)");
+        found(&d, "mbarrier_without_init", with, &args[..1], "mbarrier used before mbarrier.init");
+    }
+    d.emulator.set_mode(CHECKED);
+    found(&d, "missing_mbarrier_wait", with, &args, "write by the copy engine, no wait between");
+    found(&d, "expects_too_little", with, &args, "write by the copy engine, no wait between");
+    found(&d, "load_into_stage_in_use", with, &args, "race on shared memory: ");
+    // Without the checker: what is in flight is NaN.
+    d.emulator.set_mode(Mode { late: true, ..Mode::PLAIN });
+    d.launch("missing_mbarrier_wait", with, &args).unwrap();
+    assert!(d.read(&y)[..64].iter().all(|v| v.is_nan()));
+}
+
+#[test]
+fn stores_of_tiles() {
+    let d = Device::new();
+    let (_x, map) = tensor(&d);
+    let with = Shape { shared: 1024, ..shape(1, 64) };
+    for mode in Mode::ALL {
+        d.emulator.set_mode(mode);
+        found(&d, "store_without_wait", with, &[map], "no cp.async.bulk.wait_group");
+    }
+    d.emulator.set_mode(CHECKED);
+    found(&d, "store_without_proxy_fence", with, &[map], "with no fence.proxy.async after it");
+    d.emulator.set_mode(CHECKED);
+    found(&d, "write_under_store", with, &[map], "the copy engine or tensor core");
+}
+
+#[test]
+fn clusters() {
+    let d = Device::new();
+    let y = d.uninit::<f32>(2);
+    let args = [d.pointer(&y)];
+    let two = Shape { cluster: 2, ..shape(2, 32) };
+    d.emulator.set_mode(CHECKED);
+    found(&d, "cluster_without_barrier", two, &args, "shared memory");
+    found(&d, "cluster_exits_early", two, &args, "shared memory of block 0 of the cluster, which has exited");
+    let report = d.failure("cluster_exits_early", Shape { cluster: 2, ..shape(3, 32) }, &args);
+    assert!(report.contains("clusters of 2 x 1 x 1 blocks in a grid of 3 x 1 x 1"), "{report}");
+    assert!(d.failure("cluster_exits_early", Shape { cluster: 9, ..shape(9, 32) }, &args).contains("clusters of 9"));
+}
+
+#[test]
+fn products_in_flight() {
+    let d = Device::new();
+    let y = d.uninit::<f32>(128);
+    let args = [d.pointer(&y)];
+    let with = Shape { shared: 4096, ..shape(1, 128) };
+    d.emulator.set_mode(Mode { late: true, ..Mode::PLAIN });
+    d.launch("missing_wgmma_wait", with, &args).unwrap();
+    assert!(d.read(&y).iter().all(|v| v.is_nan()));
+    d.emulator.set_mode(CHECKED);
+    found(&d, "write_under_wgmma", with, &args, "race on shared memory: ");
+    found(&d, "wgmma_without_proxy_fence", with, &args, "with no fence.proxy.async after it");
+    let report = d.failure("missing_wgmma_wait", Shape { block: 64, ..with }, &args);
+    assert!(report.contains("wgmma outside a full warpgroup"), "{report}");
 }

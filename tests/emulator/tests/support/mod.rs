@@ -33,6 +33,8 @@ pub enum Arg {
     I32(i32),
     F32(f32),
     Map(TensorMap),
+    /// A struct of eleven words.
+    Words([u32; 11]),
 }
 
 /// The 128 bytes that describe a tensor to TMA.
@@ -102,6 +104,7 @@ impl Device {
                 Arg::I32(v) => std::ptr::from_ref(v) as *mut c_void,
                 Arg::F32(v) => std::ptr::from_ref(v) as *mut c_void,
                 Arg::Map(v) => std::ptr::from_ref(v) as *mut c_void,
+                Arg::Words(v) => std::ptr::from_ref(v) as *mut c_void,
             })
             .collect();
         // The emulator reads as many as the kernel has.
@@ -184,5 +187,31 @@ impl Random {
     /// In [-1, 1).
     pub fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// A map of f32 tiles, innermost dimension first, without swizzle; rows are packed.
+pub fn tiled_f32(address: u64, dim: &[u64], tile: &[u32]) -> TensorMap {
+    let mut map = MaybeUninit::<TensorMap>::zeroed();
+    let stride: Vec<u64> = (1..dim.len()).map(|d| 4 * dim[..d].iter().product::<u64>()).collect();
+    // SAFETY: every array has as many elements as the rank says.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            map.as_mut_ptr().cast(),
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            dim.len() as u32,
+            address as *mut _,
+            dim.as_ptr(),
+            stride.as_ptr(),
+            tile.as_ptr(),
+            [1u32; 5].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        .result()
+        .unwrap();
+        map.assume_init()
     }
 }
