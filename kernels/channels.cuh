@@ -137,9 +137,9 @@ __device__ __forceinline__ void store_bytes(uint8_t *y, const uint32_t (&v)[8], 
   }
 }
 
-/// What a vector over channels holds for this thread, `otherwise` where there is none.
+/// What a vector over channels holds for this thread, `otherwise` where there is no vector or no channel.
 __device__ __forceinline__ void load_channels(float (&v)[8], const float *x, const Place &p, float otherwise) {
-  if (x) {
+  if (x && p.count > 0) {
     load8(v, x + 8 * p.group, p);
   } else {
 #pragma unroll

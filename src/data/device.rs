@@ -132,7 +132,12 @@ impl DeviceData {
         let bad = picks.iter().find(|pick| pick.index as usize >= self.len());
         if let Some(pick) = bad {
             let expected = format_args!("images below {}", self.len());
-            return Err(Error::argument("DeviceData::set_plan", "picks", expected, pick.index));
+            return Err(Error::argument(
+                "DeviceData::set_plan",
+                "picks",
+                expected,
+                pick.index,
+            ));
         }
         plan.picks.write(picks)
     }

@@ -426,12 +426,23 @@ impl<T: Element> Buffer<T> {
     }
 
     /// An error naming `op` and `arg` unless the buffer holds `len` elements on this GPU.
-    pub(crate) fn expect(&self, op: &'static str, arg: &'static str, len: usize, gpu: &Gpu) -> Result<()> {
+    pub(crate) fn expect(
+        &self,
+        op: &'static str,
+        arg: &'static str,
+        len: usize,
+        gpu: &Gpu,
+    ) -> Result<()> {
         if self.len == len && self.gpu() == gpu {
             return Ok(());
         }
         let text = |len, gpu: &Gpu| format!("{len} elements on cuda:{}", gpu.ordinal());
-        Err(Error::argument(op, arg, text(len, gpu), text(self.len, self.gpu())))
+        Err(Error::argument(
+            op,
+            arg,
+            text(len, gpu),
+            text(self.len, self.gpu()),
+        ))
     }
 
     /// Overwrites the elements; there must be as many as the buffer holds.

@@ -16,8 +16,8 @@ mod timer;
 
 pub use device::{Gpu, Options, Properties, count, kernels_missing};
 pub use graph::Graph;
-pub(crate) use launch::{blocks as launch_blocks, size as launch_size};
 pub use launch::{Kernel, launch};
+pub(crate) use launch::{blocks as launch_blocks, size as launch_size};
 pub use memory::{Buffer, Elem, Element, MemoryUse, Ptr};
 pub use timer::Timer;
 

@@ -68,7 +68,8 @@ impl Tensor {
     /// The GPU it lies on; an error naming `op` and `arg` if that is none.
     pub(crate) fn expect_gpu(&self, op: &'static str, arg: &'static str) -> Result<&Gpu> {
         let found = || format!("{} {} on the CPU", self.shape, self.dtype());
-        self.gpu().ok_or_else(|| Error::argument(op, arg, "a tensor on a GPU", found()))
+        self.gpu()
+            .ok_or_else(|| Error::argument(op, arg, "a tensor on a GPU", found()))
     }
 
     /// Where it lies.

@@ -18,7 +18,10 @@ const ADAM: Adam = Adam {
 /// w, grad, m, v; second moments are not negative.
 fn tensors(shape: Shape) -> [Tensor; 4] {
     let mut all = [1, 2, 3, 4].map(|seed| values(shape, seed));
-    all[3].data_mut::<f32>().iter_mut().for_each(|v| *v = v.abs());
+    all[3]
+        .data_mut::<f32>()
+        .iter_mut()
+        .for_each(|v| *v = v.abs());
     all
 }
 
@@ -26,7 +29,9 @@ fn tensors(shape: Shape) -> [Tensor; 4] {
 fn rows_have_their_own_clocks() {
     for (n, len) in [(1, 1), (4, 3), (5, 300), (2, 4097)] {
         let shape = Shape::new(n, 1, len, 1);
-        let t: Vec<u32> = (0..n as u32).map(|row| [3, 0, 1, 1000][row as usize % 4]).collect();
+        let t: Vec<u32> = (0..n as u32)
+            .map(|row| [3, 0, 1, 1000][row as usize % 4])
+            .collect();
         let [w, grad, m, v] = tensors(shape);
         let found = run(|gpu| {
             let [mut w, grad, mut m, mut v] = [&w, &grad, &m, &v].map(|t| t.to_gpu(gpu).unwrap());
@@ -53,18 +58,28 @@ fn all_tensors_in_one_launch() {
         let mut all: Vec<Vec<Tensor>> = Vec::new();
         for len in lengths {
             let tensors = tensors(Shape::vector(len));
-            all.push(tensors.iter().map(|t| t.to_gpu(gpu)).collect::<Result<_>>()?);
+            all.push(
+                tensors
+                    .iter()
+                    .map(|t| t.to_gpu(gpu))
+                    .collect::<Result<_>>()?,
+            );
         }
         let mut slots = Slots::default();
         for tensors in &mut all {
-            let [w, grad, m, v] = &mut tensors[..] else { unreachable!() };
+            let [w, grad, m, v] = &mut tensors[..] else {
+                unreachable!()
+            };
             slots.push(w, grad, m, Some(v))?;
         }
         let table = MultiTensor::new(slots)?;
         let mut lr = LearningRates::new(gpu, 2)?;
         lr.set(&[0.1, 0.03])?;
         let (mut cursor, mut scale) = (Cursor::new(gpu)?, LossScale::new(gpu, DType::F32)?);
-        scale.set(Scale { steps: 4, ..scale.read()? })?;
+        scale.set(Scale {
+            steps: 4,
+            ..scale.read()?
+        })?;
         let (graph, ()) = gpu.capture(|| {
             step_all(&table, &lr, &cursor, &mut scale, ADAM)?;
             end(Some(&mut scale), &mut cursor)
@@ -97,7 +112,9 @@ fn what_does_not_fit_is_refused() -> Result<()> {
         let x = values(shape, 1).to_gpu(gpu)?;
         let error = |grad: &Tensor, t: &[u32], adam| {
             let (mut w, mut m, mut v) = (x.clone(), x.clone(), x.clone());
-            step(&mut w, grad, &mut m, &mut v, t, adam).unwrap_err().to_string()
+            step(&mut w, grad, &mut m, &mut v, t, adam)
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             error(&x, &[1], ADAM),

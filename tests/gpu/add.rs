@@ -13,7 +13,10 @@ fn adds_every_element() {
             let a = rounded(&values(shape, 1), dtype);
             let b = rounded(&values(shape, 2), dtype);
             let y = run(|gpu| {
-                let (a, b) = (a.to_gpu(gpu)?.to_dtype(dtype)?, b.to_gpu(gpu)?.to_dtype(dtype)?);
+                let (a, b) = (
+                    a.to_gpu(gpu)?.to_dtype(dtype)?,
+                    b.to_gpu(gpu)?.to_dtype(dtype)?,
+                );
                 // Once beside a, which is shared, and once in its place.
                 let beside = add::forward(a.clone(), &b)?;
                 Ok(vec![beside, add::forward(a, &b)?])

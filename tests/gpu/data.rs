@@ -12,7 +12,9 @@ use crate::numbers::{get_u32, put_u32};
 /// Floats of a size without whole vectors.
 fn floats() -> Dataset {
     let mut x = values(Shape::new(7, 5, 9, 3), 31);
-    x.data_mut::<f32>().iter_mut().for_each(|v| *v = 0.5 + 0.5 * *v);
+    x.data_mut::<f32>()
+        .iter_mut()
+        .for_each(|v| *v = 0.5 + 0.5 * *v);
     let classes = (0..3).map(|c| c.to_string()).collect();
     Dataset::from_tensor(&x, (0..7).map(|i| i % 3).collect(), classes).unwrap()
 }
@@ -26,7 +28,8 @@ fn bytes() -> Dataset {
 fn grey() -> Dataset {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, descr: &str, shape: &str, data: &[u8]| {
-        let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+        let mut header =
+            format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
         while (10 + header.len() + 1) % 64 != 0 {
             header.push(' ');
         }
@@ -46,7 +49,13 @@ fn grey() -> Dataset {
 }
 
 /// An epoch's batches as a graph gives them: images, labels, ids and draws.
-fn epoch(gpu: &Gpu, data: &Dataset, picks: &[Pick], batch: usize, dtype: DType) -> Result<Vec<Tensor>> {
+fn epoch(
+    gpu: &Gpu,
+    data: &Dataset,
+    picks: &[Pick],
+    batch: usize,
+    dtype: DType,
+) -> Result<Vec<Tensor>> {
     let device = DeviceData::new(data, gpu)?;
     let plan = device.plan(picks, batch)?;
     let mut cursor = Cursor::new(gpu)?;
@@ -114,7 +123,13 @@ fn a_plan_keeps_its_place_and_its_end() -> Result<()> {
     let data = floats();
     once(|gpu| {
         let device = DeviceData::new(&data, gpu)?;
-        let pick = |index| Pick { index, id: 100 + index, dy: 0, dx: 0, flip: 0 };
+        let pick = |index| Pick {
+            index,
+            id: 100 + index,
+            dy: 0,
+            dx: 0,
+            flip: 0,
+        };
         let mut plan = device.plan(&[pick(0), pick(1), pick(2)], 2)?;
         let mut cursor = Cursor::new(gpu)?;
         let (graph, step) = gpu.capture(|| device.batch(&plan, &cursor, 2, DType::F32))?;
@@ -125,7 +140,12 @@ fn a_plan_keeps_its_place_and_its_end() -> Result<()> {
             let (x, labels) = data.batch(&indices)?;
             assert_eq!(step.labels.to_vec()?, labels);
             assert_eq!(step.x.to_cpu()?.data::<f32>(), x.data::<f32>());
-            let rows: Vec<(u32, u32)> = step.rows.to_host()?.iter().map(|r| (r.id, r.draw)).collect();
+            let rows: Vec<(u32, u32)> = step
+                .rows
+                .to_host()?
+                .iter()
+                .map(|r| (r.id, r.draw))
+                .collect();
             assert_eq!(rows, indices.map(|i| (100 + i as u32, 9)));
         }
         Ok(())
@@ -137,16 +157,31 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     let data = floats();
     once(|gpu| {
         let device = DeviceData::new(&data, gpu)?;
-        let augment = Augment { pad: 5, flip: false };
+        let augment = Augment {
+            pad: 5,
+            flip: false,
+        };
         assert_eq!(
-            device.training_picks(Some(&augment), 0, 0, 2).unwrap_err().to_string(),
+            device
+                .training_picks(Some(&augment), 0, 0, 2)
+                .unwrap_err()
+                .to_string(),
             "DeviceData::training_picks: augment: expected padding smaller than the image (5), found 5"
         );
         assert_eq!(
-            device.training_picks(None, 0, 0, 0).unwrap_err().to_string(),
+            device
+                .training_picks(None, 0, 0, 0)
+                .unwrap_err()
+                .to_string(),
             "DeviceData::training_picks: batch: expected at least 1 row, found 0"
         );
-        let pick = Pick { index: 7, id: 0, dy: 0, dx: 0, flip: 0 };
+        let pick = Pick {
+            index: 7,
+            id: 0,
+            dy: 0,
+            dx: 0,
+            flip: 0,
+        };
         assert_eq!(
             device.plan(&[pick], 1).err().unwrap().to_string(),
             "DeviceData::set_plan: picks: expected images below 7, found 7"

@@ -11,8 +11,14 @@ use crate::harness::{DTYPES, epsilon, once, rounded, run, values};
 use crate::numbers::{get_u32, put_u32};
 
 /// Images, draws and classes: less and more than a warp's lanes, less and more than a block's rows.
-const SIZES: [(usize, usize, usize); 6] =
-    [(1, 2, 2), (3, 5, 10), (2, 33, 7), (9, 3, 33), (1, 50, 10), (2, 2, 100)];
+const SIZES: [(usize, usize, usize); 6] = [
+    (1, 2, 2),
+    (3, 5, 10),
+    (2, 33, 7),
+    (9, 3, 33),
+    (1, 50, 10),
+    (2, 2, 100),
+];
 
 fn logits(n: usize, classes: usize, dtype: DType) -> Tensor {
     let mut z = values(Shape::new(n, 1, 1, classes), 21);
@@ -30,7 +36,10 @@ fn assert_rounded(found: &Tensor, exact: &Tensor, dtype: DType) {
     let half_ulp = epsilon(dtype) + epsilon(DType::F32);
     for (f, e) in found.to_f64_vec().iter().zip(exact.to_f64_vec()) {
         let smallest = (-25f64).exp2();
-        assert!((f - e).abs() <= 1.001 * half_ulp * e.abs() + smallest, "{dtype}: {f} for {e}");
+        assert!(
+            (f - e).abs() <= 1.001 * half_ulp * e.abs() + smallest,
+            "{dtype}: {f} for {e}"
+        );
     }
 }
 
@@ -60,9 +69,18 @@ fn averages_and_their_gradients_match_the_cpu() {
 fn probabilities_that_underflow_still_have_a_logarithm() {
     let nan = f32::NAN;
     let z = vec![
-        0.0, -500.0, 0.0, -501.0, // one class is out of reach
-        0.0, f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, // and one is impossible
-        0.0, 1.0, nan, 0.0,
+        0.0,
+        -500.0,
+        0.0,
+        -501.0, // one class is out of reach
+        0.0,
+        f32::NEG_INFINITY,
+        0.0,
+        f32::NEG_INFINITY, // and one is impossible
+        0.0,
+        1.0,
+        nan,
+        0.0,
     ];
     let z = Tensor::from_vec(Shape::new(6, 1, 1, 2), z).unwrap();
     let g = values(Shape::new(3, 1, 1, 2), 1);
@@ -114,10 +132,16 @@ fn rows_are_repeated_summed_and_joined() {
 
 #[test]
 fn names_of_rows_are_repeated_on_the_device() {
-    let rows: Rows = (0..300).map(|id| Row { id: 7 * id, draw: id % 5 }).collect();
+    let rows: Rows = (0..300)
+        .map(|id| Row {
+            id: 7 * id,
+            draw: id % 5,
+        })
+        .collect();
     for (range, draws) in [(0..300, 3), (17..18, 50), (0..300, 1), (4..4, 2)] {
         let found = run(|gpu| {
-            let repeated = repeat_rows(&rows_of(&rows), range.clone(), draws, Some(gpu))?.to_host()?;
+            let repeated =
+                repeat_rows(&rows_of(&rows), range.clone(), draws, Some(gpu))?.to_host()?;
             let words: Vec<u32> = repeated.iter().flat_map(|r| [r.id, r.draw]).collect();
             Ok(vec![put_u32(gpu, &words)?])
         });
@@ -166,7 +190,9 @@ fn what_does_not_fit_is_refused() -> Result<()> {
         );
         let g = logits(3, 3, DType::F16).to_gpu(gpu)?.to_dtype(DType::F16)?;
         assert_eq!(
-            combine_backward(&z, &g, 2, Average::Logits).unwrap_err().to_string(),
+            combine_backward(&z, &g, 2, Average::Logits)
+                .unwrap_err()
+                .to_string(),
             "ensemble::combine_backward: g: expected [3, 1, 1, 3] f32 on cuda:0, found [3, 1, 1, 3] f16 on cuda:0"
         );
         let wide = Tensor::zeros(Shape::new(2, 1, 1, 6145), DType::F32).to_gpu(gpu)?;
@@ -176,9 +202,15 @@ fn what_does_not_fit_is_refused() -> Result<()> {
             error.to_string(),
             "ensemble::combine_backward: z: expected at most 6144 classes, found [2, 1, 1, 6145]"
         );
-        let rows: Rows = vec![Row { id: 0, draw: 1 << 31 }].into();
+        let rows: Rows = vec![Row {
+            id: 0,
+            draw: 1 << 31,
+        }]
+        .into();
         assert_eq!(
-            repeat_rows(&rows, 0..1, 2, Some(gpu)).unwrap_err().to_string(),
+            repeat_rows(&rows, 0..1, 2, Some(gpu))
+                .unwrap_err()
+                .to_string(),
             "ensemble::repeat_rows: rows: expected draw * 2 to fit in 32 bits, found 2147483648"
         );
         Ok(())

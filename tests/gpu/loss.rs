@@ -11,7 +11,15 @@ use crate::harness::{DTYPES, epsilon, once, rounded, run, values};
 use crate::numbers::{get_f64, get_u32, put_f64, put_u32};
 
 /// Rows and classes: one of each, less and more than a warp's lanes, less and more than a block's rows.
-const SIZES: [(usize, usize); 7] = [(1, 1), (1, 2), (3, 10), (9, 32), (17, 33), (8, 100), (2, 1000)];
+const SIZES: [(usize, usize); 7] = [
+    (1, 1),
+    (1, 2),
+    (3, 10),
+    (9, 32),
+    (17, 33),
+    (8, 100),
+    (2, 1000),
+];
 
 /// Logits in about [-8, 8] that survive rounding to a dtype.
 fn logits(n: usize, classes: usize, dtype: DType) -> Tensor {
@@ -36,7 +44,10 @@ fn assert_rounded(found: &Tensor, exact: &Tensor, dtype: DType, what: &str) {
     let half_ulp = epsilon(dtype) * (1.0 + 1e-6) + epsilon(DType::F32);
     for (f, e) in found.to_f64_vec().iter().zip(exact.to_f64_vec()) {
         let error = (f - e).abs();
-        assert!(error <= half_ulp * e.abs() + smallest, "{what} {dtype}: {f} for {e}");
+        assert!(
+            error <= half_ulp * e.abs() + smallest,
+            "{what} {dtype}: {f} for {e}"
+        );
     }
 }
 
@@ -54,7 +65,10 @@ fn losses_and_gradients_match_the_cpu() {
             // Both sum in f64, in different orders.
             let ulps = (4 + classes) as f64 * f64::EPSILON;
             for (f, e) in get_f64(&found[0]).iter().zip(&loss) {
-                assert!((f - e).abs() <= ulps * (1.0 + e.abs()), "{n}x{classes} {dtype}: {f} for {e}");
+                assert!(
+                    (f - e).abs() <= ulps * (1.0 + e.abs()),
+                    "{n}x{classes} {dtype}: {f} for {e}"
+                );
             }
             assert_rounded(&found[1], &grad, dtype, "gradient");
         }
@@ -71,7 +85,12 @@ fn softmax_matches_the_cpu() {
                 Ok(vec![softmax(&z)?, log_softmax(&z)?])
             });
             assert_rounded(&found[0], &softmax(&doubles(&z)).unwrap(), dtype, "softmax");
-            assert_rounded(&found[1], &log_softmax(&doubles(&z)).unwrap(), dtype, "log softmax");
+            assert_rounded(
+                &found[1],
+                &log_softmax(&doubles(&z)).unwrap(),
+                dtype,
+                "log softmax",
+            );
         }
     }
 }
@@ -136,28 +155,50 @@ fn steps_add_up_without_waiting() {
         let mut metrics = Metrics::new(gpu)?;
         let mut scale = LossScale::new(gpu, DType::F16)?;
         let scaled = cross_entropy_step(&z, &labels, Some(&scale), &mut metrics)?;
-        scale.set(Scale { scale: 0.5, ..scale.read()? })?;
+        scale.set(Scale {
+            scale: 0.5,
+            ..scale.read()?
+        })?;
         let halved = cross_entropy_step(&z, &labels, Some(&scale), &mut metrics)?;
         let (graph, plain) = gpu.capture(|| cross_entropy_step(&z, &labels, None, &mut metrics))?;
         for _ in 0..3 {
             graph.launch()?;
         }
         let t = metrics.read()?;
-        let counts = [t.correct, t.rows, t.not_finite, t.steps, t.first_bad.is_some().into()];
+        let counts = [
+            t.correct,
+            t.rows,
+            t.not_finite,
+            t.steps,
+            t.first_bad.is_some().into(),
+        ];
         let counts = counts.map(|v| v as u32);
-        Ok(vec![put_f64(gpu, &[t.loss])?, put_u32(gpu, &counts)?, scaled, halved, plain])
+        Ok(vec![
+            put_f64(gpu, &[t.loss])?,
+            put_u32(gpu, &counts)?,
+            scaled,
+            halved,
+            plain,
+        ])
     });
     let (losses, grad) = cross_entropy(&z, &labels).unwrap();
     let loss = 5.0 * losses.iter().sum::<f64>();
     assert!((get_f64(&found[0])[0] / loss - 1.0).abs() < 1e-12);
     let predictions = argmax(&z).unwrap();
-    let right = predictions.iter().zip(&labels).filter(|(p, l)| p == l).count() as u32;
+    let right = predictions
+        .iter()
+        .zip(&labels)
+        .filter(|(p, l)| p == l)
+        .count() as u32;
     assert!(right > 0);
     assert_eq!(get_u32(&found[1]), [5 * right, 5 * n as u32, 0, 5, 0]);
     for (t, factor) in [(&found[2], 65_536.0), (&found[3], 0.5), (&found[4], 1.0)] {
         for (f, e) in t.data::<f32>().iter().zip(grad.data::<f32>()) {
             // A power of two changes no digit.
-            assert!((f / factor - e).abs() <= 2.0 * f32::EPSILON * e.abs(), "{f} for {e}");
+            assert!(
+                (f / factor - e).abs() <= 2.0 * f32::EPSILON * e.abs(),
+                "{f} for {e}"
+            );
         }
     }
 }
@@ -179,11 +220,17 @@ fn rows_that_are_not_finite_are_counted_and_dated() -> Result<()> {
         assert_eq!((totals.not_finite, totals.first_bad), (4, Some(1)));
         assert!(!totals.loss.is_finite());
         // A label that is no class is no reading past the row's end.
-        metrics.set(Totals { steps: 10, ..Totals::default() })?;
+        metrics.set(Totals {
+            steps: 10,
+            ..Totals::default()
+        })?;
         let labels = gpu.upload(&[0, 4, u32::MAX])?;
         cross_entropy_step(&good, &labels, None, &mut metrics)?;
         let totals = metrics.read()?;
-        assert_eq!((totals.not_finite, totals.first_bad, totals.steps), (2, Some(10), 11));
+        assert_eq!(
+            (totals.not_finite, totals.first_bad, totals.steps),
+            (2, Some(10), 11)
+        );
         Ok(())
     })
 }

@@ -2,6 +2,8 @@
 
 mod adam;
 mod add;
+mod apply;
+mod batch_norm;
 mod data;
 mod device;
 mod ensemble;

@@ -37,7 +37,8 @@ fn margins_and_gradients_are_the_cpus() {
                         let (margins, grad) = forward_backward(&z, &t, direction, kappa, &weight)?;
                         Ok(vec![put_f64(gpu, &margins)?, grad])
                     });
-                    let (margins, grad) = forward_backward(&z, &t, direction, kappa, &weight).unwrap();
+                    let (margins, grad) =
+                        forward_backward(&z, &t, direction, kappa, &weight).unwrap();
                     assert_eq!(get_f64(&found[0]), margins);
                     assert_eq!(found[1].data::<f32>(), rounded(&grad, dtype).data::<f32>());
                 }

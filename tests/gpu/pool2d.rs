@@ -1,8 +1,8 @@
 //! Pooling: values and choices to the bit, means within their roundings.
 
+use noiseforge::Tensor;
 use noiseforge::ops::pool2d::{self, Pool2d};
 use noiseforge::tensor::{DType, Shape};
-use noiseforge::Tensor;
 
 use crate::harness::{DTYPES, epsilon, once, rounded, run, values};
 
@@ -41,7 +41,12 @@ fn bits(t: &Tensor) -> Vec<u32> {
 /// Elements within `relative` of the magnitude plus `absolute`.
 #[track_caller]
 fn close(found: &Tensor, exact: &Tensor, relative: f64, absolute: f64, what: &str) {
-    for (i, (f, e)) in found.to_f64_vec().iter().zip(exact.to_f64_vec()).enumerate() {
+    for (i, (f, e)) in found
+        .to_f64_vec()
+        .iter()
+        .zip(exact.to_f64_vec())
+        .enumerate()
+    {
         let allowed = relative * e.abs() + absolute;
         assert!((f - e).abs() <= allowed, "{what} [{i}]: {f} for {e}");
     }
@@ -133,7 +138,9 @@ fn refuses_what_does_not_fit() {
         let (dy, argmax) = pool2d::max_forward(&x, three).unwrap();
         let error = |dy: &Tensor, argmax: &pool2d::Argmax| {
             let x = Shape::new(1, 5, 5, 2);
-            pool2d::max_backward(dy, argmax, x, two).unwrap_err().to_string()
+            pool2d::max_backward(dy, argmax, x, two)
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             error(&dy, &argmax),

@@ -1,8 +1,8 @@
 //! ReLU and bounded ReLU, from the output and from a mask.
 
+use noiseforge::Tensor;
 use noiseforge::ops::relu;
 use noiseforge::tensor::{DType, Shape};
-use noiseforge::Tensor;
 
 use crate::harness::{DTYPES, once, rounded, run, values};
 
@@ -19,7 +19,13 @@ const SHAPES: [Shape; 6] = [
 fn kinked(shape: Shape) -> Tensor {
     let mut x = values(shape, 1);
     let special = [0.0, -0.0, 0.75, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
-    for (x, special) in x.data_mut::<f32>().iter_mut().skip(1).step_by(3).zip(special) {
+    for (x, special) in x
+        .data_mut::<f32>()
+        .iter_mut()
+        .skip(1)
+        .step_by(3)
+        .zip(special)
+    {
         *x = special;
     }
     x
@@ -100,7 +106,9 @@ fn refuses_what_does_not_fit() {
         let x = values(Shape::vector(3), 1);
         let on_gpu = x.to_gpu(gpu).unwrap();
         assert_eq!(
-            relu::backward(on_gpu.clone(), &x, None).unwrap_err().to_string(),
+            relu::backward(on_gpu.clone(), &x, None)
+                .unwrap_err()
+                .to_string(),
             "relu::backward: y: expected [1, 1, 1, 3] f32 on cuda:0, found [1, 1, 1, 3] f32 on the CPU"
         );
         let (_, mask) = relu::forward_mask(x.clone(), None).unwrap();

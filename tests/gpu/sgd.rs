@@ -36,7 +36,10 @@ pub fn assert_close(found: &Tensor, exact: &Tensor, cpu: &Tensor) {
         })
     };
     let (found, own) = (worst(found), worst(cpu));
-    assert!(found <= 2.0 * own + f64::from(f32::EPSILON), "error {found}, the CPU's {own}");
+    assert!(
+        found <= 2.0 * own + f64::from(f32::EPSILON),
+        "error {found}, the CPU's {own}"
+    );
 }
 
 #[test]
@@ -71,7 +74,11 @@ struct Network {
 
 impl Network {
     fn new(gpu: &Gpu) -> Result<Self> {
-        let mut n = Network { w: vec![], grad: vec![], v: vec![] };
+        let mut n = Network {
+            w: vec![],
+            grad: vec![],
+            v: vec![],
+        };
         for len in LENGTHS {
             let [w, grad, v] = tensors(len);
             n.w.push(w.to_gpu(gpu)?);
@@ -120,7 +127,15 @@ fn all_tensors_in_one_launch() {
         }
         let (batch, draw) = cursor.read()?;
         let state = scale.read()?;
-        assert_eq!(state, Scale { scale: 1.0, good: 3, skipped: 0, steps: 3 });
+        assert_eq!(
+            state,
+            Scale {
+                scale: 1.0,
+                good: 3,
+                skipped: 0,
+                steps: 3
+            }
+        );
         let mut out = vec![put_u32(gpu, &[batch, draw])?];
         out.extend(n.w);
         out.extend(n.v);
@@ -147,7 +162,12 @@ fn all_tensors_in_one_launch() {
 
 /// `to += from` in place, for `to` = 0: a step of SGD with rate -1.
 fn add(to: &mut Tensor, from: &Tensor) -> Result<()> {
-    let plain = Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0, nesterov: false };
+    let plain = Sgd {
+        lr: 1.0,
+        momentum: 0.0,
+        weight_decay: 0.0,
+        nesterov: false,
+    };
     let mut minus = from.zeros_like()?;
     let mut v = from.zeros_like()?;
     // minus = -from, then to = -minus
@@ -159,7 +179,11 @@ fn add(to: &mut Tensor, from: &Tensor) -> Result<()> {
 /// the scale; the 2000th good step doubles it.
 #[test]
 fn a_step_that_overflows_is_left_out() -> Result<()> {
-    for (tensor, at, bad) in [(0, 0, f32::NAN), (5, 4098, f32::INFINITY), (6, 4096, f32::NEG_INFINITY)] {
+    for (tensor, at, bad) in [
+        (0, 0, f32::NAN),
+        (5, 4098, f32::INFINITY),
+        (6, 4096, f32::NEG_INFINITY),
+    ] {
         let found = run(|gpu| {
             let mut n = Network::new(gpu)?;
             let mut grad = n.grad[tensor].to_cpu()?;
@@ -169,7 +193,10 @@ fn a_step_that_overflows_is_left_out() -> Result<()> {
             let mut lr = LearningRates::new(gpu, 1)?;
             lr.set(&[0.1])?;
             let (mut cursor, mut scale) = (Cursor::new(gpu)?, LossScale::new(gpu, DType::F16)?);
-            scale.set(Scale { good: 1999, ..scale.read()? })?;
+            scale.set(Scale {
+                good: 1999,
+                ..scale.read()?
+            })?;
             let mut states = Vec::new();
             for _ in 0..2 {
                 step_all(&all, &lr, &cursor, &mut scale, SGD)?;
@@ -215,7 +242,10 @@ fn gradients_are_unscaled() {
             let mut lr = LearningRates::new(gpu, 1)?;
             lr.set(&[0.1])?;
             let (cursor, mut scale) = (Cursor::new(gpu)?, LossScale::new(gpu, DType::F16)?);
-            scale.set(Scale { scale: factor, ..scale.read()? })?;
+            scale.set(Scale {
+                scale: factor,
+                ..scale.read()?
+            })?;
             step_all(&all, &lr, &cursor, &mut scale, SGD)?;
             out.extend(n.w);
         }
@@ -246,9 +276,16 @@ fn what_does_not_fit_is_refused() -> Result<()> {
         let mut slots = Slots::default();
         let [mut a, mut b, mut c, mut d] = std::array::from_fn(|_| x.clone());
         slots.push(&mut a, &mut b, &mut c, None)?;
-        let error = slots.push(&mut a, &mut b, &mut c, Some(&mut d)).unwrap_err();
-        assert_eq!(error.to_string(), "Slots::push: second: expected one, found two moments");
-        let error = slots.push(&mut cpu.clone(), &mut b, &mut c, None).unwrap_err();
+        let error = slots
+            .push(&mut a, &mut b, &mut c, Some(&mut d))
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Slots::push: second: expected one, found two moments"
+        );
+        let error = slots
+            .push(&mut cpu.clone(), &mut b, &mut c, None)
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
             "Slots::push: w: expected a tensor on a GPU, found [1, 1, 1, 4] f32 on the CPU"

@@ -24,7 +24,9 @@ const SHAPES: [Shape; 5] = [
 /// Pixels in [0, 1] that survive rounding to a dtype; the first are saturated.
 fn images(shape: Shape, seed: u64, dtype: DType) -> Tensor {
     let mut x = values(shape, seed);
-    x.data_mut::<f32>().iter_mut().for_each(|v| *v = 0.5 + 0.5 * *v);
+    x.data_mut::<f32>()
+        .iter_mut()
+        .for_each(|v| *v = 0.5 + 0.5 * *v);
     for (v, edge) in x.data_mut::<f32>().iter_mut().skip(1).zip([0.0, 1.0]) {
         *v = edge;
     }
@@ -76,7 +78,8 @@ fn distances_and_gradients_match_the_cpu() {
                 let distances = squared_distances(&a, &x)?;
                 Ok(vec![put_f64(gpu, &squared)?, put_f64(gpu, &distances)?, dw])
             });
-            let (squared, dw) = backward(&doubles(&adversarial), &doubles(&x), &doubles(&df)).unwrap();
+            let (squared, dw) =
+                backward(&doubles(&adversarial), &doubles(&x), &doubles(&df)).unwrap();
             for t in &found[..2] {
                 // Differences are rounded to f32 before they are squared.
                 for (f, e) in get_f64(t).iter().zip(&squared) {
@@ -104,7 +107,11 @@ fn margins(n: usize, step: usize) -> Vec<Margin> {
         let met = (row + step).is_multiple_of(3);
         Margin {
             // Row 1 never gets better; the check for progress stops it.
-            value: if met { 0.0 } else { 2.0 + if row == 1 { 9.0 * step as f64 } else { 0.0 } },
+            value: if met {
+                0.0
+            } else {
+                2.0 + if row == 1 { 9.0 * step as f64 } else { 0.0 }
+            },
             met: met.into(),
             not_finite: u32::from(row == 0 && step == 4),
         }
@@ -159,7 +166,11 @@ fn reference(
             }
             if check_every > 0 && step % check_every == 0 {
                 let loss = s.squared + s.c * margin.value;
-                s.stalled = if loss <= 0.9999 * s.previous { 0 } else { s.stalled + 1 };
+                s.stalled = if loss <= 0.9999 * s.previous {
+                    0
+                } else {
+                    s.stalled + 1
+                };
                 s.previous = loss;
                 s.active = (s.stalled < 2).into();
             }
@@ -175,7 +186,14 @@ fn reference(
 }
 
 fn counts(s: &Attacked) -> [u32; 6] {
-    [s.steps, s.success, s.stalled, s.active, s.not_finite, s.first_bad]
+    [
+        s.steps,
+        s.success,
+        s.stalled,
+        s.active,
+        s.not_finite,
+        s.first_bad,
+    ]
 }
 
 #[test]
@@ -189,7 +207,12 @@ fn steps_follow_the_attack_on_the_cpu() {
     ] {
         let n = shape.n;
         let c: Vec<f64> = (0..n).map(|r| 0.5 + r as f64).collect();
-        let rows: Vec<Row> = (0..n as u32).map(|r| Row { id: 9 - r, draw: 100 }).collect();
+        let rows: Vec<Row> = (0..n as u32)
+            .map(|r| Row {
+                id: 9 - r,
+                draw: 100,
+            })
+            .collect();
         for dtype in DTYPES {
             let x = images(shape, 4, DType::F32);
             let df = rounded(&values(shape, 5), dtype);
@@ -197,9 +220,13 @@ fn steps_follow_the_attack_on_the_cpu() {
             let found = run(|gpu| {
                 let x = x.to_gpu(gpu)?;
                 let mut scaled = df.clone();
-                scaled.data_mut::<f32>().iter_mut().for_each(|v| *v *= scale);
+                scaled
+                    .data_mut::<f32>()
+                    .iter_mut()
+                    .for_each(|v| *v *= scale);
                 let df = scaled.to_gpu(gpu)?.to_dtype(dtype)?;
-                let mut it = Iterates::new(&x, dtype, 0.999_999, &c, &rows, ADAM, check_every as u32)?;
+                let mut it =
+                    Iterates::new(&x, dtype, 0.999_999, &c, &rows, ADAM, check_every as u32)?;
                 let mut said = gpu.upload(&margins(n, 0))?;
                 let (graph, ()) = gpu.capture(|| it.step(&df, &said, scale))?;
                 for step in 0..steps {
@@ -207,8 +234,10 @@ fn steps_follow_the_attack_on_the_cpu() {
                     graph.launch()?;
                 }
                 let state = it.read()?;
-                let numbers: Vec<f64> =
-                    state.iter().flat_map(|s| [s.squared, s.best, s.previous]).collect();
+                let numbers: Vec<f64> = state
+                    .iter()
+                    .flat_map(|s| [s.squared, s.best, s.previous])
+                    .collect();
                 let counted: Vec<u32> = state.iter().flat_map(counts).collect();
                 let kept: Vec<usize> = (0..n).rev().step_by(2).collect();
                 let kept = it.gather(&kept)?;
@@ -242,7 +271,10 @@ fn steps_follow_the_attack_on_the_cpu() {
             close(&found[3], &best, 0.0);
             close(&found[4], &found[2].to_f64_vec(), epsilon(dtype));
             let kept: Vec<usize> = (0..n).rev().step_by(2).collect();
-            assert_eq!(found[5].data::<f32>(), found[2].gather_rows(&kept).unwrap().data::<f32>());
+            assert_eq!(
+                found[5].data::<f32>(),
+                found[2].gather_rows(&kept).unwrap().data::<f32>()
+            );
         }
     }
 }
@@ -253,7 +285,12 @@ fn draws_advance_with_the_rows() -> Result<()> {
     let shape = SHAPES[1];
     once(|gpu| {
         let x = images(shape, 4, DType::F32).to_gpu(gpu)?;
-        let rows: Vec<Row> = (0..3).map(|r| Row { id: 9 - r, draw: 100 * r }).collect();
+        let rows: Vec<Row> = (0..3)
+            .map(|r| Row {
+                id: 9 - r,
+                draw: 100 * r,
+            })
+            .collect();
         let mut it = Iterates::new(&x, DType::F32, 1.0, &[1.0; 3], &rows, ADAM, 0)?;
         let df = x.zeros_like()?;
         let said = gpu.upload(&margins(3, 0))?;
@@ -265,7 +302,10 @@ fn draws_advance_with_the_rows() -> Result<()> {
         let expanded = noiseforge::ops::ensemble::repeat_rows(&before, 0..3, 2, Some(gpu))?;
         let expanded = expanded.to_host()?;
         let draws: Vec<(u32, u32)> = expanded.iter().map(|r| (r.id, r.draw)).collect();
-        assert_eq!(draws, [(9, 4), (9, 5), (8, 204), (8, 205), (7, 404), (7, 405)]);
+        assert_eq!(
+            draws,
+            [(9, 4), (9, 5), (8, 204), (8, 205), (7, 404), (7, 405)]
+        );
         Ok(())
     })
 }

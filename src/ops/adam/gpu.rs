@@ -4,7 +4,7 @@ use super::Adam;
 use crate::error::Result;
 use crate::gpu::kernels::{self, adam as launch};
 use crate::gpu::{Gpu, launch_blocks, launch_size};
-use crate::ops::step::{Cursor, LossScale, MultiTensor, LearningRates};
+use crate::ops::step::{Cursor, LearningRates, LossScale, MultiTensor};
 use crate::tensor::Tensor;
 
 impl From<Adam> for kernels::Adam {

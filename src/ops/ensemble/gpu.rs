@@ -101,11 +101,7 @@ pub(super) fn sum_draws(op: &'static str, gpu: &Gpu, x: &Tensor, draws: usize) -
     Ok(y)
 }
 
-fn normalisers(
-    op: &'static str,
-    gpu: &Gpu,
-    z: &Tensor,
-) -> Result<Buffer<kernels::Normaliser>> {
+fn normalisers(op: &'static str, gpu: &Gpu, z: &Tensor) -> Result<Buffer<kernels::Normaliser>> {
     let shape = z.shape();
     let mut out = gpu.alloc(shape.n)?;
     kernels::ensemble_normalisers(
@@ -143,7 +139,9 @@ pub(super) fn combine(
         0,
         scores.ptr_mut()?,
         z.ptr(),
-        normalisers.as_ref().map_or(crate::gpu::Ptr::null(), Buffer::ptr),
+        normalisers
+            .as_ref()
+            .map_or(crate::gpu::Ptr::null(), Buffer::ptr),
         launch_size(op, "z", shape.n)?,
         launch_size(op, "draws", draws)?,
         launch_size(op, "z", shape.c)?,
@@ -197,12 +195,7 @@ pub(super) fn combine_backward(
 }
 
 /// Votes `[n][classes]`, on the device.
-pub(super) fn votes(
-    op: &'static str,
-    gpu: &Gpu,
-    z: &Tensor,
-    draws: usize,
-) -> Result<Buffer<u32>> {
+pub(super) fn votes(op: &'static str, gpu: &Gpu, z: &Tensor, draws: usize) -> Result<Buffer<u32>> {
     let shape = z.shape().with_n(z.shape().n / draws);
     let predictions = loss::gpu::argmax(op, gpu, z)?;
     let mut votes = gpu.zeros(shape.len())?;

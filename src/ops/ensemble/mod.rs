@@ -41,7 +41,10 @@ pub fn repeat(x: &Tensor, range: Range<usize>, draws: usize) -> Result<Tensor> {
 
 fn check_range(op: &'static str, n: usize, range: &Range<usize>, draws: usize) -> Result<()> {
     if range.start > range.end || range.end > n {
-        let (expected, found) = (format_args!("rows within 0..{n}"), format_args!("{range:?}"));
+        let (expected, found) = (
+            format_args!("rows within 0..{n}"),
+            format_args!("{range:?}"),
+        );
         return Err(Error::argument(op, "range", expected, found));
     }
     if draws == 0 {
@@ -79,10 +82,17 @@ pub fn repeat_rows(
                 id: row.id,
                 draw: row.draw * draws as u32 + j as u32,
             };
-            let all = host.iter().flat_map(|row| (0..draws).map(move |j| draw(row, j)));
+            let all = host
+                .iter()
+                .flat_map(|row| (0..draws).map(move |j| draw(row, j)));
             Ok(all.collect())
         }
-        (None, None) => Err(Error::argument(OP, "rows", "a list of the host", "one of a device")),
+        (None, None) => Err(Error::argument(
+            OP,
+            "rows",
+            "a list of the host",
+            "one of a device",
+        )),
     }
 }
 
@@ -95,7 +105,12 @@ pub fn concat_rows(parts: &[Tensor]) -> Result<Tensor> {
         return Err(Error::argument(OP, "parts", "at least one", "none"));
     };
     for part in parts {
-        part.expect(OP, "parts", first.shape().with_n(part.shape().n), first.kind())?;
+        part.expect(
+            OP,
+            "parts",
+            first.shape().with_n(part.shape().n),
+            first.kind(),
+        )?;
     }
     if parts.len() == 1 {
         return Ok(first.clone());
@@ -246,7 +261,6 @@ pub fn sum_draws(dx: &Tensor, draws: usize) -> Result<Tensor> {
         Tensor::from_vec(shape, out)
     })
 }
-
 
 /// How many of each image's draws chose each class: `[n][classes]`, the majority vote's counts.
 /// Waits for the device.

@@ -11,7 +11,11 @@ const ROWS: usize = 8;
 fn sizes(op: &'static str, logits: &Tensor) -> Result<([u32; 3], u32, u32)> {
     let shape = logits.shape();
     let grid = [launch_blocks(op, shape.n, ROWS)?, 1, 1];
-    Ok((grid, launch_size(op, "logits", shape.n)?, launch_size(op, "logits", shape.c)?))
+    Ok((
+        grid,
+        launch_size(op, "logits", shape.n)?,
+        launch_size(op, "logits", shape.c)?,
+    ))
 }
 
 /// What [`cross_entropy`] returns.

@@ -56,7 +56,8 @@ pub fn forward_backward(
             weight: weight.ptr(),
             scale: 1.0,
         };
-        let grad = gpu::forward_backward(OP, gpu, logits, &gpu.upload(classes)?, hinge, &mut margins)?;
+        let grad =
+            gpu::forward_backward(OP, gpu, logits, &gpu.upload(classes)?, hinge, &mut margins)?;
         return Ok((margins.to_vec()?.iter().map(|m| m.value).collect(), grad));
     }
     let sign = match direction {

@@ -4,7 +4,7 @@ use super::Sgd;
 use crate::error::Result;
 use crate::gpu::kernels::sgd as kernels;
 use crate::gpu::{Gpu, launch_blocks};
-use crate::ops::step::{Cursor, LossScale, MultiTensor, LearningRates};
+use crate::ops::step::{Cursor, LearningRates, LossScale, MultiTensor};
 use crate::tensor::Tensor;
 
 /// One tensor; the gradient stays.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::simd::{BLOCK, multiversion};
 use crate::dispatch;
 use crate::error::{Error, Result};
-use crate::ops::step::{Cursor, LossScale, MultiTensor, LearningRates};
+use crate::ops::step::{Cursor, LearningRates, LossScale, MultiTensor};
 use crate::tensor::{Real, Tensor};
 
 /// Hyper-parameters of a step.

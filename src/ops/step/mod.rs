@@ -160,7 +160,12 @@ impl LearningRates {
     /// Errors: no step; not enough device memory.
     pub fn new(gpu: &Gpu, steps: usize) -> Result<Self> {
         if steps == 0 {
-            return Err(Error::argument("LearningRates::new", "steps", "at least 1", steps));
+            return Err(Error::argument(
+                "LearningRates::new",
+                "steps",
+                "at least 1",
+                steps,
+            ));
         }
         Ok(LearningRates(gpu.zeros(steps)?))
     }

@@ -46,7 +46,12 @@ impl Slots {
         self.two = two;
         let (shape, kind) = (w.shape(), w.kind().with(DType::F32));
         let mut addresses = [0; 4];
-        let tensors = [("w", Some(w)), ("grad", Some(grad)), ("first", Some(first)), ("second", second)];
+        let tensors = [
+            ("w", Some(w)),
+            ("grad", Some(grad)),
+            ("first", Some(first)),
+            ("second", second),
+        ];
         for (address, (arg, t)) in addresses.iter_mut().zip(tensors) {
             if let Some(t) = t {
                 t.expect(OP, arg, shape, kind)?;
@@ -128,7 +133,18 @@ impl MultiTensor {
         if self.slots.two == two {
             return Ok(());
         }
-        let state = |two| if two { "two tensors of state" } else { "one tensor of state" };
-        Err(Error::argument(op, "tensors", state(two), state(self.slots.two)))
+        let state = |two| {
+            if two {
+                "two tensors of state"
+            } else {
+                "one tensor of state"
+            }
+        };
+        Err(Error::argument(
+            op,
+            "tensors",
+            state(two),
+            state(self.slots.two),
+        ))
     }
 }

@@ -50,7 +50,12 @@ pub struct Shape {
 }
 
 pub fn shape(grid: u32, block: u32) -> Shape {
-    Shape { grid, block, shared: 0, cluster: 1 }
+    Shape {
+        grid,
+        block,
+        shared: 0,
+        cluster: 1,
+    }
 }
 
 impl Device {
@@ -61,7 +66,13 @@ impl Device {
         let stream = context.new_stream().unwrap();
         // SAFETY: the emulator does not look at the image.
         let module = unsafe { result::module::load_data([0u8; 64].as_ptr().cast()) }.unwrap();
-        Device { emulator, context, stream, module, _guard: guard }
+        Device {
+            emulator,
+            context,
+            stream,
+            module,
+            _guard: guard,
+        }
     }
 
     pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> CudaSlice<T> {
@@ -117,8 +128,13 @@ impl Device {
                 attrs: &mut attribute,
                 numAttrs: 1,
             };
-            sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut())
-                .result()
+            sys::cuLaunchKernelEx(
+                &config,
+                function,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+            .result()
         }
     }
 
@@ -132,7 +148,11 @@ impl Device {
     }
 
     /// Runs `case` in every mode and returns what it gives, which must be the same bits in each.
-    pub fn in_every_mode<T: PartialEq + Clone>(&self, what: &str, case: impl Fn() -> Vec<T>) -> Vec<T> {
+    pub fn in_every_mode<T: PartialEq + Clone>(
+        &self,
+        what: &str,
+        case: impl Fn() -> Vec<T>,
+    ) -> Vec<T> {
         let mut first: Option<Vec<T>> = None;
         for mode in Mode::ALL {
             self.emulator.set_mode(mode);
