@@ -11,11 +11,11 @@
 
 /// NOISE: 0 none, 1 fast, 2 precise. `row_pixels` divides by the pixels of an image.
 // instances: NOISE = 0 1 2
-template <class T, bool ADD, int NOISE>
-KERNEL(256) apply_forward(T *y, uint8_t *mask, const T *x, const T *residual, const float *mean,
+template <class T, bool VECTOR, bool ADD, int NOISE>
+KERNEL(256, 3) apply_forward(T *y, uint8_t *mask, const T *x, const T *residual, const float *mean,
                           const float *inv_std, const float *gamma, const float *beta, const Row *rows, Draw draw,
                           Divisor row_pixels, Span span, float low, float cap) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   if (n == 0) return;
   Normalise norm(mean, inv_std, gamma, beta, p);
@@ -56,11 +56,11 @@ __device__ __forceinline__ Corner corner(uint32_t pixel, const Divisor &ow, cons
 /// With a 2x2 max pool of stride 2; `span` goes over the pixels of the output. argmax as in pool2d: the first
 /// of the largest, a NaN wins.
 // instances: NOISE = 0 1 2
-template <class T, int NOISE>
+template <class T, bool VECTOR, int NOISE>
 KERNEL(256) apply_pool(T *y, uint8_t *argmax, uint8_t *mask, const T *x, const float *mean, const float *inv_std,
                        const float *gamma, const float *beta, const Row *rows, Draw draw, Divisor ow, Divisor oh,
                        uint32_t h, uint32_t w, Span span, float low, float cap) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   if (n == 0) return;
   Normalise norm(mean, inv_std, gamma, beta, p);
@@ -94,12 +94,12 @@ KERNEL(256) apply_pool(T *y, uint8_t *argmax, uint8_t *mask, const T *x, const f
 
 /// batch_norm_sums behind the pool: dy and argmax are the pool's; only the element that a window took has a
 /// gradient.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) apply_pool_sums(float *partial, const T *dy, const uint8_t *argmax, const T *x, const float *mean,
                             const float *inv_std, const float *gamma, const float *beta, Divisor ow, Divisor oh,
                             uint32_t h, uint32_t w, Span span, float low, float cap) {
   GPU_SHARED(float, tile, [2][8][256]);
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   Normalise norm(mean, inv_std, gamma, beta, p);
   float sum_g[8] = {}, sum_gx[8] = {};
@@ -131,12 +131,12 @@ KERNEL(256) apply_pool_sums(float *partial, const T *dy, const uint8_t *argmax, 
 
 /// batch_norm_backward behind the pool. `span` goes over 2x2 cells of dx, `cells_w` by `cells_h` of them, with
 /// those at the border that no window covers: ow and oh windows do.
-template <class T, bool BATCH>
+template <class T, bool VECTOR, bool BATCH>
 KERNEL(256) apply_pool_backward(T *dx, const T *dy, const uint8_t *argmax, const T *x, const float *mean,
                                 const float *inv_std, const float *gamma, const float *beta, const float *through,
                                 Divisor cells_w, Divisor cells_h, uint32_t oh, uint32_t ow, uint32_t h, uint32_t w,
                                 Span span, float low, float cap) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   if (n == 0) return;
   NormaliseBackward<BATCH> norm(mean, inv_std, gamma, beta, through, span, p);

@@ -9,12 +9,12 @@
 /// A thread adds up deviations from its own first value, which is one of its values: so the cancellation in
 /// sum (x - k)^2 - (sum (x - k))^2 / n costs no more than a factor n, at most 64. Threads are merged as in
 /// Chan, Golub and LeVeque 1979.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) batch_norm_statistics(float *partial, const T *x, Span span) {
   GPU_SHARED(float, tile, [2][8][256]);
   GPU_SHARED(float, counts, [256]);
   GPU_SHARED(float, origin, [8][32]);
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   float first[8] = {}, mean[8] = {}, m2[8] = {};
   if (n > 0) load8(first, x + offset(span, p, p.first), p);
@@ -129,10 +129,10 @@ KERNEL(256) batch_norm_inv_std(float *inv_std, const float *var, uint32_t c, dou
 }
 
 /// y = min(max((x - mean) gamma inv_std + beta, low), cap)
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) batch_norm_forward(T *y, const T *x, const float *mean, const float *inv_std, const float *gamma,
                                const float *beta, Span span, float low, float cap) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   if (n == 0) return;
   Normalise norm(mean, inv_std, gamma, beta, p);
@@ -150,11 +150,11 @@ KERNEL(256) batch_norm_forward(T *y, const T *x, const float *mean, const float 
 
 /// A block's share of sum g and sum g (x - mean), `partial` is [chunks, 2, c]; g is the gradient in front of
 /// the activation, dy where the forward value lies between its bounds.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) batch_norm_sums(float *partial, const T *dy, const T *x, const float *mean, const float *inv_std,
                             const float *gamma, const float *beta, Span span, float low, float cap) {
   GPU_SHARED(float, tile, [2][8][256]);
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   Normalise norm(mean, inv_std, gamma, beta, p);
   float sum_g[8] = {}, sum_gx[8] = {};
@@ -205,11 +205,11 @@ KERNEL(256) batch_norm_finish_sums(float *dgamma, float *dbeta, float *through, 
 
 /// dx = scale g - a - b (x - mean) through the batch's statistics, dx = scale g through running ones (not
 /// BATCH; `through` is null then). dx may be dy.
-template <class T, bool BATCH>
+template <class T, bool VECTOR, bool BATCH>
 KERNEL(256) batch_norm_backward(T *dx, const T *dy, const T *x, const float *mean, const float *inv_std,
                                 const float *gamma, const float *beta, const float *through, Span span, float low,
                                 float cap) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   if (n == 0) return;
   NormaliseBackward<BATCH> norm(mean, inv_std, gamma, beta, through, span, p);

@@ -13,7 +13,8 @@ struct Span {
   uint32_t each;
 };
 
-/// A thread's place in a Span.
+/// A thread's place in a Span. VECTOR: the channels are whole groups of 8, loads and stores have 16 bytes.
+template <bool VECTOR>
 struct Place {
   uint32_t lane;    // its group among the block's
   uint32_t row;     // its pixel among those that the block takes at a time
@@ -21,11 +22,11 @@ struct Place {
   uint32_t group;   // channels 8 group .. 8 group + count
   uint32_t count;   // 0 behind the last channel
   uint32_t first;   // its first pixel; the next one is `rows` further
-  bool whole;       // 16-byte vectors
 };
 
-__device__ __forceinline__ Place place(const Span &span) {
-  Place p;
+template <bool VECTOR>
+__device__ __forceinline__ Place<VECTOR> place(const Span &span) {
+  Place<VECTOR> p;
   p.lane = threadIdx.x & ((1u << span.log_lanes) - 1);
   p.row = threadIdx.x >> span.log_lanes;
   p.rows = 256u >> span.log_lanes;
@@ -33,23 +34,25 @@ __device__ __forceinline__ Place place(const Span &span) {
   uint32_t channel = 8 * p.group;
   p.count = channel >= span.c ? 0 : min(span.c - channel, 8u);
   p.first = blockIdx.x * span.each * p.rows + p.row;
-  p.whole = span.c % 8 == 0;
   return p;
 }
 
 /// How many pixels this thread has.
-__device__ __forceinline__ uint32_t pixel_count(const Span &span, const Place &p) {
+template <bool VECTOR>
+__device__ __forceinline__ uint32_t pixel_count(const Span &span, const Place<VECTOR> &p) {
   if (p.count == 0 || p.first >= span.pixels) return 0;
   return min((span.pixels - p.first + p.rows - 1) >> (8 - span.log_lanes), span.each);
 }
 
 /// Where this thread's channels of a pixel are.
-__device__ __forceinline__ uint64_t offset(const Span &span, const Place &p, uint32_t pixel) {
+template <bool VECTOR>
+__device__ __forceinline__ uint64_t offset(const Span &span, const Place<VECTOR> &p, uint32_t pixel) {
   return (uint64_t)pixel * span.c + 8 * p.group;
 }
 
 /// Where the byte for them is: 8 channels a byte, every pixel starts a new one.
-__device__ __forceinline__ uint64_t mask_offset(const Span &span, const Place &p, uint32_t pixel) {
+template <bool VECTOR>
+__device__ __forceinline__ uint64_t mask_offset(const Span &span, const Place<VECTOR> &p, uint32_t pixel) {
   return (uint64_t)pixel * ((span.c + 7) / 8) + p.group;
 }
 
@@ -60,13 +63,13 @@ struct Raw8 {
 };
 
 /// Behind `count` zeros.
-template <class T>
-__device__ __forceinline__ Raw8<T> load_raw(const T *x, const Place &p) {
+template <class T, bool VECTOR>
+__device__ __forceinline__ Raw8<T> load_raw(const T *x, const Place<VECTOR> &p) {
   constexpr int N = gpu::Vec<T>::N;
   Raw8<T> raw;
 #pragma unroll
   for (int i = 0; i < 8; i += N) {
-    if (p.whole) {
+    if (VECTOR) {
       raw.part[i / N] = gpu::load_vec(x + i);
     } else {
 #pragma unroll
@@ -83,15 +86,15 @@ __device__ __forceinline__ void unpack(float (&v)[8], const Raw8<T> &raw) {
   for (int j = 0; j < 8; j++) v[j] = gpu::to_f32(raw.part[j / N].v[j % N]);
 }
 
-template <class T>
-__device__ __forceinline__ void load8(float (&v)[8], const T *x, const Place &p) {
+template <class T, bool VECTOR>
+__device__ __forceinline__ void load8(float (&v)[8], const T *x, const Place<VECTOR> &p) {
   unpack(v, load_raw(x, p));
 }
 
 /// Rounds to T, once.
-template <class T>
-__device__ __forceinline__ void store8(T *y, const float (&v)[8], const Place &p) {
-  if (p.whole) {
+template <class T, bool VECTOR>
+__device__ __forceinline__ void store8(T *y, const float (&v)[8], const Place<VECTOR> &p) {
+  if (VECTOR) {
     constexpr int N = gpu::Vec<T>::N;
 #pragma unroll
     for (int i = 0; i < 8; i += N) {
@@ -113,8 +116,9 @@ __device__ __forceinline__ void store8(T *y, const float (&v)[8], const Place &p
 }
 
 /// 8 bytes, one per channel.
-__device__ __forceinline__ void load_bytes(uint32_t (&v)[8], const uint8_t *x, const Place &p) {
-  if (p.whole) {
+template <bool VECTOR>
+__device__ __forceinline__ void load_bytes(uint32_t (&v)[8], const uint8_t *x, const Place<VECTOR> &p) {
+  if (VECTOR) {
     uint2 two = *reinterpret_cast<const uint2 *>(x);
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = (j < 4 ? two.x : two.y) >> 8 * (j % 4) & 0xFF;
@@ -124,8 +128,9 @@ __device__ __forceinline__ void load_bytes(uint32_t (&v)[8], const uint8_t *x, c
   }
 }
 
-__device__ __forceinline__ void store_bytes(uint8_t *y, const uint32_t (&v)[8], const Place &p) {
-  if (p.whole) {
+template <bool VECTOR>
+__device__ __forceinline__ void store_bytes(uint8_t *y, const uint32_t (&v)[8], const Place<VECTOR> &p) {
+  if (VECTOR) {
     uint2 two = {0, 0};
 #pragma unroll
     for (int j = 0; j < 8; j++) (j < 4 ? two.x : two.y) |= v[j] << 8 * (j % 4);
@@ -137,9 +142,10 @@ __device__ __forceinline__ void store_bytes(uint8_t *y, const uint32_t (&v)[8], 
   }
 }
 
-/// What a vector over channels holds for this thread, `otherwise` where there is none.
-__device__ __forceinline__ void load_channels(float (&v)[8], const float *x, const Place &p, float otherwise) {
-  if (x) {
+/// What a vector over channels holds for this thread, `otherwise` where there is no vector or no channel.
+template <bool VECTOR>
+__device__ __forceinline__ void load_channels(float (&v)[8], const float *x, const Place<VECTOR> &p, float otherwise) {
+  if (x && p.count > 0) {
     load8(v, x + 8 * p.group, p);
   } else {
 #pragma unroll

@@ -4,9 +4,9 @@
 #include "noise.cuh"
 
 /// `row_pixels` divides by the pixels of an image. y may be x.
-template <class T, bool PRECISE>
+template <class T, bool VECTOR, bool PRECISE>
 KERNEL(256) noise_forward(T *y, const T *x, const Row *rows, Draw draw, Divisor row_pixels, Span span) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   if (n == 0) return;
   Raw8<T> next = load_raw(x + offset(span, p, p.first), p);

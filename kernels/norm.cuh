@@ -7,8 +7,9 @@ struct Normalise {
   float mean[8], scale[8], shift[8];
 
   /// Without mean and inv_std it is the identity, without gamma and beta the plain normalisation.
+  template <bool VECTOR>
   __device__ __forceinline__ Normalise(const float *mean_, const float *inv_std, const float *gamma,
-                                       const float *beta, const Place &p) {
+                                       const float *beta, const Place<VECTOR> &p) {
     load_channels(mean, mean_, p, 0.0f);
     load_channels(scale, inv_std, p, 1.0f);
     load_channels(shift, beta, p, 0.0f);
@@ -32,9 +33,10 @@ template <bool BATCH>
 struct NormaliseBackward : Normalise {
   float a[8], b[8];
 
+  template <bool VECTOR>
   __device__ __forceinline__ NormaliseBackward(const float *mean, const float *inv_std, const float *gamma,
                                                const float *beta, const float *through, const Span &span,
-                                               const Place &p)
+                                               const Place<VECTOR> &p)
       : Normalise(mean, inv_std, gamma, beta, p) {
     if (BATCH) {
       load_channels(a, through, p, 0.0f);
@@ -50,7 +52,8 @@ struct NormaliseBackward : Normalise {
 
 /// A batch norm's sums over the threads of a block that share channels: adds `a` and `b` of all rows to
 /// those of row 0, by a tree. `tile` is shared memory.
-__device__ __forceinline__ void sum_rows(float (&a)[8], float (&b)[8], const Place &p, float (&tile)[2][8][256]) {
+template <bool VECTOR>
+__device__ __forceinline__ void sum_rows(float (&a)[8], float (&b)[8], const Place<VECTOR> &p, float (&tile)[2][8][256]) {
   for (uint32_t half = p.rows / 2; half > 0; half /= 2) {
     if (p.row >= half && p.row < 2 * half) {
 #pragma unroll
@@ -72,8 +75,9 @@ __device__ __forceinline__ void sum_rows(float (&a)[8], float (&b)[8], const Pla
 }
 
 /// Row 0's pair of sums to `[chunks, 2, c]`.
+template <bool VECTOR>
 __device__ __forceinline__ void store_sums(float *partial, const float (&a)[8], const float (&b)[8], const Span &span,
-                                           const Place &p) {
+                                           const Place<VECTOR> &p) {
   if (p.row != 0) return;
   float *out = partial + (uint64_t)blockIdx.x * 2 * span.c + 8 * p.group;
 #pragma unroll

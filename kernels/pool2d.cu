@@ -34,9 +34,9 @@ __device__ __forceinline__ Range covering(uint32_t at, const Window &win, uint32
 }  // namespace pool2d
 
 /// y and, per output, the number i k + j of the first largest element; a NaN wins. `span` goes over y.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) pool2d_max_forward(T *y, uint8_t *argmax, const T *x, Window win, Divisor oh, Divisor ow, Span span) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   for (uint32_t i = 0; i < n; i++) {
     uint32_t pixel = p.first + i * p.rows;
@@ -63,10 +63,10 @@ KERNEL(256) pool2d_max_forward(T *y, uint8_t *argmax, const T *x, Window win, Di
 }
 
 /// `span` goes over dx [n, h, w], `h` and `w` divide by its sizes; dy is [n, oh, ow].
-template <class T>
-KERNEL(256) pool2d_max_backward(T *dx, const T *dy, const uint8_t *argmax, Window win, Divisor h, Divisor w,
+template <class T, bool VECTOR>
+KERNEL(256, 4) pool2d_max_backward(T *dx, const T *dy, const uint8_t *argmax, Window win, Divisor h, Divisor w,
                                 uint32_t oh, uint32_t ow, Span span) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   for (uint32_t i = 0; i < n; i++) {
     uint32_t pixel = p.first + i * p.rows;
@@ -90,9 +90,9 @@ KERNEL(256) pool2d_max_backward(T *dx, const T *dy, const uint8_t *argmax, Windo
 }
 
 /// Mean of each window. `span` goes over y.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) pool2d_average_forward(T *y, const T *x, Window win, Divisor oh, Divisor ow, Span span, float scale) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   for (uint32_t i = 0; i < n; i++) {
     uint32_t pixel = p.first + i * p.rows;
@@ -100,6 +100,7 @@ KERNEL(256) pool2d_average_forward(T *y, const T *x, Window win, Divisor oh, Div
     uint32_t from = (at.n * win.h + at.i * win.stride) * win.w + at.j * win.stride;
     float sum[8] = {};
     for (uint32_t wi = 0; wi < win.k; wi++) {
+#pragma unroll 1  // unrolled it does not fit the registers that nvcc allows itself
       for (uint32_t wj = 0; wj < win.k; wj++) {
         float v[8];
         load8(v, x + offset(span, p, from + wi * win.w + wj), p);
@@ -114,10 +115,10 @@ KERNEL(256) pool2d_average_forward(T *y, const T *x, Window win, Divisor oh, Div
 }
 
 /// dx = scale times the sum of the gradients of the windows that cover it. `span` goes over dx.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) pool2d_average_backward(T *dx, const T *dy, Window win, Divisor h, Divisor w, uint32_t oh, uint32_t ow,
                                     Span span, float scale) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   for (uint32_t i = 0; i < n; i++) {
     uint32_t pixel = p.first + i * p.rows;
@@ -140,10 +141,10 @@ KERNEL(256) pool2d_average_backward(T *dx, const T *dy, Window win, Divisor h, D
 
 /// Mean over all `pixels` of an image, [n, pixels, c] to [n, c]: image blockIdx.z, 8 channels a lane; rows of
 /// threads sum in turn and are added by a tree. `span` is that of one image, taken by one block.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) pool2d_global_forward(T *y, const T *x, Span span) {
   GPU_SHARED(float, tile, [8][256]);
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   uint64_t image = blockIdx.z;
   x += image * span.pixels * span.c;
@@ -173,9 +174,9 @@ KERNEL(256) pool2d_global_forward(T *y, const T *x, Span span) {
 }
 
 /// dx = dy scale, to all pixels of an image. `span` goes over dx.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) pool2d_global_backward(T *dx, const T *dy, Divisor row_pixels, Span span, float scale) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
 #pragma unroll 2
   for (uint32_t i = 0; i < n; i++) {

@@ -43,9 +43,9 @@ KERNEL(256) relu_backward(T *dx, const T *dy, const T *y, uint64_t n, float cap)
 }
 
 /// relu_forward that keeps a bit per element: whether the gradient passes. A byte is 8 channels of a pixel.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) relu_forward_mask(T *y, uint8_t *mask, const T *x, Span span, float cap) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
   cap = relu::rounded<T>(cap);
 #pragma unroll 2
@@ -62,9 +62,9 @@ KERNEL(256) relu_forward_mask(T *y, uint8_t *mask, const T *x, Span span, float 
 }
 
 /// dx = dy where the mask's bit is set, else 0. dx may be dy.
-template <class T>
+template <class T, bool VECTOR>
 KERNEL(256) relu_backward_mask(T *dx, const T *dy, const uint8_t *mask, Span span) {
-  Place p = place(span);
+  Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
 #pragma unroll 2
   for (uint32_t i = 0; i < n; i++) {

@@ -421,3 +421,16 @@ fn an_image_with_too_many_blocks_is_refused() {
     );
     assert!(text(Shape::new(1, usize::MAX, 2, 1), &noise).starts_with("op: x: expected"));
 }
+
+#[test]
+fn words_are_those_behind_the_noise() {
+    let noise = noise(&[(7, 9), (1, 2)], Normals::Precise);
+    let shape = Shape::new(2, 1, 2, 5);
+    let words = noise::words(&noise, shape, &noiseforge::tensor::Device::Cpu).unwrap();
+    // Two blocks of four channels a pixel, two pixels, two rows.
+    assert_eq!(words.len(), 8);
+    let key = [0x89AB_CDEF, 0x0123_4567];
+    let layer = Purpose::Attack as u32 * 65536 + 300;
+    assert_eq!(words[3], noise::philox4x32_10([3, 7, layer, 9], key));
+    assert_eq!(words[4], noise::philox4x32_10([0, 1, layer, 2], key));
+}

@@ -1,6 +1,6 @@
 //! ReLU and bounded ReLU.
 
-use noiseforge::ops::relu::{backward, forward};
+use noiseforge::ops::relu::{backward, backward_mask, forward, forward_mask};
 use noiseforge::{DType, Shape, Tensor};
 
 fn row(values: &[f32]) -> Tensor {
@@ -84,5 +84,30 @@ fn refuses_what_does_not_fit() {
             .unwrap_err()
             .to_string(),
         "relu::backward: y: expected [1, 1, 1, 2] f32, found [1, 1, 1, 2] f64"
+    );
+}
+
+/// A byte is eight channels of a pixel, and a pixel starts a new one.
+#[test]
+fn masks_say_where_the_gradient_passes() {
+    let mut data = vec![-1.0f32; 2 * 9];
+    for (at, v) in [(0, 0.5), (3, 1.0), (8, 0.25), (9, 0.0), (17, f32::NAN)] {
+        data[at] = v;
+    }
+    data[10] = 0.75;
+    let shape = Shape::new(1, 1, 2, 9);
+    let x = Tensor::from_vec(shape, data).unwrap();
+    let (y, mask) = forward_mask(x.clone(), Some(1.0)).unwrap();
+    assert_eq!(mask.shape(), shape);
+    assert_eq!(mask.to_vec().unwrap(), [1, 1, 2, 0]);
+    let expected = forward(x.clone(), Some(1.0)).unwrap();
+    assert_eq!(y.data::<f32>()[..17], expected.data::<f32>()[..17]);
+    let dy = Tensor::full(shape, DType::F32, 3.0);
+    let dx = backward_mask(dy.clone(), &mask).unwrap();
+    let expected = backward(dy, &y, Some(1.0)).unwrap();
+    assert_eq!(dx.data::<f32>(), expected.data::<f32>());
+    assert_eq!(
+        backward_mask(row(&[1.0]), &mask).unwrap_err().to_string(),
+        "relu::backward_mask: mask: expected one of [1, 1, 1, 1], found one of [1, 1, 2, 9]"
     );
 }

@@ -12,7 +12,7 @@ use crate::ops::conv2d::{self, Conv2d};
 use crate::ops::margin::{self, Direction};
 use crate::ops::noise::{self, Key, Noise, Normals, Purpose};
 use crate::ops::pool2d::{self, Pool2d};
-use crate::ops::{add, linear, loss, noisy_conv2d, relu};
+use crate::ops::{add, apply, linear, loss, noisy_conv2d, relu};
 use crate::tensor::{DType, Shape, Tensor};
 
 /// Runs the checks of one op, one report per shape and mode.
@@ -32,6 +32,7 @@ pub fn all() -> Vec<(&'static str, OpChecks)> {
         ("average_pool2d", average_pool2d),
         ("global_average_pool2d", global_average_pool2d),
         ("add", add),
+        ("apply", apply),
         ("cross_entropy", cross_entropy),
         ("margin", margin),
         ("network", network),
@@ -364,6 +365,60 @@ fn add() -> Result<Vec<Report>> {
         .run(
             |i| add::forward(i[0].clone(), &i[1]),
             |_, dy| Ok(vec![dy.clone(), dy.clone()]),
+        )?;
+    Ok(vec![report])
+}
+
+/// The fused pass on `x`, `residual`, `gamma`, `beta`, with noise at its end.
+fn apply_pass(
+    i: &[Tensor],
+    activation: Activation,
+    pool: Option<Pool2d>,
+) -> Result<(Tensor, apply::Saved)> {
+    let vector = i[2].shape();
+    let mut running = Running {
+        mean: Tensor::zeros(vector, DType::F64),
+        var: Tensor::full(vector, DType::F64, 1.0),
+    };
+    let norm = apply::Norm::Train {
+        affine: Some((&i[2], &i[3])),
+        running: &mut running,
+    };
+    let then = apply::Then {
+        residual: Some(&i[1]),
+        activation,
+        pool,
+        noise: Some(&draw(i[0].shape().n, Normals::Fast)),
+        record: true,
+    };
+    let (y, saved) = apply::forward(i[0].clone(), norm, &then)?;
+    Ok((y, saved.expect("recorded")))
+}
+
+fn apply() -> Result<Vec<Report>> {
+    let (cap, pool) = (0.9, Some(Pool2d { k: 2, stride: 2 }));
+    let brelu = Activation::BoundedRelu(cap);
+    let report = Check::new("apply")
+        .input("x", &normal(1, POOLED))
+        .input("residual", &normal(2, POOLED))
+        .input("gamma", &normal(3, Shape::vector(POOLED.c)))
+        .input("beta", &normal(4, Shape::vector(POOLED.c)))
+        .kinks(move |i| {
+            let inputs = [&i[0], &i[2], &i[3]].map(Tensor::clone);
+            let (v, _) = batch_norm_pass(&inputs, None, Activation::Identity)?;
+            let v = add::forward(v, &i[1])?;
+            Ok([clip_kinks(&v, cap), pixel_differences(&v)].concat())
+        })
+        .run(
+            |i| Ok(apply_pass(i, brelu, pool)?.0),
+            |i, dy| {
+                let (_, saved) = apply_pass(i, brelu, pool)?;
+                let (mut dgamma, mut dbeta) = (zeros(&i[2]), zeros(&i[3]));
+                let grads = Some((&mut dgamma, &mut dbeta));
+                let found = apply::backward(dy.clone(), Some((&i[2], &i[3])), saved, grads)?;
+                let dresidual = found.dresidual.expect("there is a residual");
+                Ok(vec![found.dx, dresidual, dgamma, dbeta])
+            },
         )?;
     Ok(vec![report])
 }

@@ -49,9 +49,16 @@ pub(super) fn span_of(
     Ok((span, grid))
 }
 
-/// Pixels that one block takes.
-pub(super) fn pixels_per_block(span: &Span) -> u32 {
-    (THREADS as u32 >> span.log_lanes) * span.each
+impl Span {
+    /// Pixels that one block takes.
+    pub(super) fn pixels_per_block(&self) -> u32 {
+        (THREADS as u32 >> self.log_lanes) * self.each
+    }
+
+    /// Whether kernels may load and store 16 bytes at a time.
+    pub(super) fn vector(&self) -> bool {
+        self.c.is_multiple_of(8)
+    }
 }
 
 /// What `kernels/divide.cuh` divides by; below 2^31.
@@ -142,7 +149,7 @@ mod tests {
             for pixels in [1, 2, 255, 1000, 1 << 20, (1 << 31) - 1] {
                 for most in [1, 8, 64] {
                     let (span, grid) = span_of("op", pixels, c, most).unwrap();
-                    let block = pixels_per_block(&span) as usize;
+                    let block = span.pixels_per_block() as usize;
                     assert!(grid[0] as usize * block >= pixels);
                     assert!((grid[0] as usize - 1) * block < pixels);
                     assert!(((grid[1] as usize) << span.log_lanes) * 8 >= c);

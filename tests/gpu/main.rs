@@ -3,6 +3,8 @@
 mod adam;
 mod add;
 mod conv2d;
+mod apply;
+mod batch_norm;
 mod data;
 mod device;
 mod ensemble;

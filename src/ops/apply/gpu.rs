@@ -91,6 +91,7 @@ fn pass(
     kernels::apply_forward(
         gpu,
         x.dtype(),
+        span.vector(),
         then.residual.is_some(),
         noise.mode,
         grid,
@@ -133,6 +134,7 @@ fn pass_pool(
     kernels::apply_pool(
         gpu,
         x.dtype(),
+        span.vector(),
         noise.mode,
         grid,
         0,
@@ -180,6 +182,7 @@ pub(super) fn backward(
         kernels::apply_pool_sums(
             gpu,
             t,
+            span.vector(),
             grid,
             0,
             partial.ptr_mut(),
@@ -216,6 +219,7 @@ pub(super) fn backward(
     kernels::apply_pool_backward(
         gpu,
         t,
+        span.vector(),
         saved.batch,
         grid,
         0,

@@ -2,7 +2,7 @@ use super::{Activation, EPS, MOMENTUM, Running, Saved};
 use crate::error::Result;
 use crate::gpu::kernels::batch_norm as kernels;
 use crate::gpu::{Gpu, Ptr};
-use crate::ops::spans::{pixels_per_block, reuse, span, span_of};
+use crate::ops::spans::{reuse, span, span_of};
 use crate::tensor::{DType, Shape, Tensor};
 
 /// Pixels over which a thread of a reduction adds up in f32.
@@ -51,7 +51,7 @@ pub(in crate::ops) fn train(
     let (span, grid) = span_of(op, pixels, c, PIXELS)?;
     let mut partial = gpu.alloc::<f32>(grid[0] as usize * 3 * c)?;
     let to = partial.ptr_mut();
-    kernels::batch_norm_statistics(gpu, x.dtype(), grid, 0, to, x.ptr(), span)?;
+    kernels::batch_norm_statistics(gpu, x.dtype(), span.vector(), grid, 0, to, x.ptr(), span)?;
     let mut mean = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
     let mut inv_std = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
     kernels::batch_norm_finish(
@@ -65,7 +65,7 @@ pub(in crate::ops) fn train(
         partial.ptr(),
         span.pixels,
         span.c,
-        pixels_per_block(&span),
+        span.pixels_per_block(),
         MOMENTUM,
         EPS,
     )?;
@@ -103,6 +103,7 @@ pub(super) fn forward(
     kernels::batch_norm_forward(
         gpu,
         x.dtype(),
+        span.vector(),
         grid,
         0,
         y.ptr_mut()?,
@@ -171,6 +172,7 @@ pub(super) fn backward(
         kernels::batch_norm_sums(
             gpu,
             t,
+            span.vector(),
             grid,
             0,
             partial.ptr_mut(),
@@ -193,6 +195,7 @@ pub(super) fn backward(
     kernels::batch_norm_backward(
         gpu,
         t,
+        span.vector(),
         saved.batch,
         grid,
         0,

@@ -81,6 +81,7 @@ pub(super) fn forward(gpu: &Gpu, x: &Tensor, noise: &Noise) -> Result<Tensor> {
     kernels::noise_forward(
         gpu,
         t,
+        span.vector(),
         precise,
         grid,
         0,

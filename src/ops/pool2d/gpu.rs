@@ -45,6 +45,7 @@ pub(super) fn max_forward(
     kernels::pool2d_max_forward(
         gpu,
         x.dtype(),
+        span.vector(),
         grid,
         0,
         to,
@@ -74,6 +75,7 @@ pub(super) fn max_backward(
     kernels::pool2d_max_backward(
         gpu,
         t,
+        span.vector(),
         grid,
         0,
         to,
@@ -101,7 +103,20 @@ pub(super) fn average_forward(gpu: &Gpu, x: &Tensor, shape: Shape, pool: Pool2d)
     let (to, window) = (y.ptr_mut()?, window(x.shape(), pool));
     let (oh, ow) = (divisor(shape.h), divisor(shape.w));
     let (t, scale) = (x.dtype(), scale(pool));
-    kernels::pool2d_average_forward(gpu, t, grid, 0, to, x.ptr(), window, oh, ow, span, scale)?;
+    kernels::pool2d_average_forward(
+        gpu,
+        t,
+        span.vector(),
+        grid,
+        0,
+        to,
+        x.ptr(),
+        window,
+        oh,
+        ow,
+        span,
+        scale,
+    )?;
     Ok(y)
 }
 
@@ -112,7 +127,22 @@ pub(super) fn average_backward(gpu: &Gpu, dy: &Tensor, x: Shape, pool: Pool2d) -
     let (h, w) = (divisor(x.h), divisor(x.w));
     let (oh, ow) = (dy.shape().h as u32, dy.shape().w as u32);
     let (t, dy) = (dy.dtype(), dy.ptr());
-    kernels::pool2d_average_backward(gpu, t, grid, 0, to, dy, window, h, w, oh, ow, span, scale)?;
+    kernels::pool2d_average_backward(
+        gpu,
+        t,
+        span.vector(),
+        grid,
+        0,
+        to,
+        dy,
+        window,
+        h,
+        w,
+        oh,
+        ow,
+        span,
+        scale,
+    )?;
     Ok(dx)
 }
 
@@ -132,7 +162,7 @@ pub(super) fn global_average_forward(gpu: &Gpu, x: &Tensor, shape: Shape) -> Res
     grid[2] = shape.n as u32;
     let mut y = Tensor::uninit(gpu, shape, x.dtype())?;
     let to = y.ptr_mut()?;
-    kernels::pool2d_global_forward(gpu, x.dtype(), grid, 0, to, x.ptr(), span)?;
+    kernels::pool2d_global_forward(gpu, x.dtype(), span.vector(), grid, 0, to, x.ptr(), span)?;
     Ok(y)
 }
 
@@ -143,6 +173,17 @@ pub(super) fn global_average_backward(gpu: &Gpu, dy: &Tensor, x: Shape) -> Resul
     let pixels = x.h * x.w;
     let scale = (1.0 / pixels as f64) as f32;
     let t = dy.dtype();
-    kernels::pool2d_global_backward(gpu, t, grid, 0, to, dy.ptr(), divisor(pixels), span, scale)?;
+    kernels::pool2d_global_backward(
+        gpu,
+        t,
+        span.vector(),
+        grid,
+        0,
+        to,
+        dy.ptr(),
+        divisor(pixels),
+        span,
+        scale,
+    )?;
     Ok(dx)
 }

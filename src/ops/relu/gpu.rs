@@ -48,7 +48,18 @@ pub(super) fn forward_mask(gpu: &Gpu, x: Tensor, cap: f64) -> Result<(Tensor, Ma
     let mask = mask(gpu, shape)?;
     let x = reuse(gpu, x)?;
     let to = mask.bits.ptr();
-    kernels::relu_forward_mask(gpu, dtype, grid, 0, x.to, to, x.from, span, cap as f32)?;
+    kernels::relu_forward_mask(
+        gpu,
+        dtype,
+        span.vector(),
+        grid,
+        0,
+        x.to,
+        to,
+        x.from,
+        span,
+        cap as f32,
+    )?;
     Ok((x.y, mask))
 }
 
@@ -57,6 +68,16 @@ pub(super) fn backward_mask(gpu: &Gpu, dy: Tensor, mask: &Mask) -> Result<Tensor
     let (span, grid) = span("relu::backward_mask", shape.pixels(), shape.c)?;
     let dy = reuse(gpu, dy)?;
     let bits = mask.bits.ptr();
-    kernels::relu_backward_mask(gpu, dtype, grid, 0, dy.to, dy.from, bits, span)?;
+    kernels::relu_backward_mask(
+        gpu,
+        dtype,
+        span.vector(),
+        grid,
+        0,
+        dy.to,
+        dy.from,
+        bits,
+        span,
+    )?;
     Ok(dy.y)
 }
