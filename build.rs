@@ -276,7 +276,16 @@ impl Compiler<'_> {
         let report = self.out.join(format!("{stem}.ptxas.txt"));
         let stamp = self.out.join(format!("{stem}.hash"));
 
-        let options = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "-fatbin"];
+        // Compression pays: line tables are most of the code. Any driver of this release reads it.
+        let options = [
+            "-std=c++17",
+            "-O3",
+            "-lineinfo",
+            "-Xptxas",
+            "-v",
+            "-fatbin",
+            "--compress-mode=size",
+        ];
         let text = self.interface.wrapper(stem);
         let nvcc = self.nvcc.to_string_lossy();
         let mut parts: Vec<&str> = vec![RELEASE, &nvcc, &text];

@@ -4,6 +4,7 @@
 //! `NOISEFORGE_BENCH_CSV=FILE` also writes the table as CSV. Without a GPU it says so and ends.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::Write;
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ struct Bench {
     gpu: Gpu,
     timer: Timer,
     lines: RefCell<Vec<Line>>,
+    csv: Option<RefCell<File>>,
 }
 
 impl Bench {
@@ -78,7 +80,28 @@ impl Bench {
                 work,
                 seconds,
             });
+            self.save()?;
         }
+        Ok(())
+    }
+
+    /// The rate of the copy, once it is measured.
+    fn copy(&self) -> Option<f64> {
+        let lines = self.lines.borrow();
+        let copy = lines.iter().find(|line| line.name.starts_with("copy"))?;
+        Some(copy.rate())
+    }
+
+    /// Adds the last line to the CSV at once: a run that is cut short leaves what it measured.
+    fn save(&self) -> Result<()> {
+        let (Some(csv), lines) = (&self.csv, self.lines.borrow()) else {
+            return Ok(());
+        };
+        let line = lines.last().expect("a line was measured");
+        let (unit, share) = line.unit_and_share(self.copy());
+        let (us, rate) = (line.seconds * 1e6, line.rate());
+        let mut csv = csv.borrow_mut();
+        writeln!(csv, "\"{}\",{us:.3},{rate:.4},{unit},{share}", line.name)?;
         Ok(())
     }
 
@@ -277,37 +300,38 @@ fn networks(b: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn report(b: &Bench) -> Result<()> {
-    let lines = b.lines.borrow();
-    let rate = |line: &Line| match line.work {
-        Work::Bytes(n) => n as f64 / line.seconds / 1e9,
-        Work::Flops(n) => n as f64 / line.seconds / 1e12,
-    };
-    let copy = lines.iter().find(|l| l.name.starts_with("copy")).map(rate);
-    let mut csv = String::from("case,microseconds,rate,unit,share_of_copy\n");
+impl Line {
+    /// GB/s or TFLOP/s.
+    fn rate(&self) -> f64 {
+        match self.work {
+            Work::Bytes(n) => n as f64 / self.seconds / 1e9,
+            Work::Flops(n) => n as f64 / self.seconds / 1e12,
+        }
+    }
+
+    /// The unit of the rate, and the share of the copy's where bytes bound both.
+    fn unit_and_share(&self, copy: Option<f64>) -> (&'static str, String) {
+        match (self.work, copy) {
+            (Work::Bytes(_), Some(copy)) => ("GB/s", format!("{:.2}", self.rate() / copy)),
+            (Work::Bytes(_), None) => ("GB/s", String::new()),
+            (Work::Flops(_), _) => ("TFLOP/s", String::new()),
+        }
+    }
+}
+
+fn report(b: &Bench) {
     println!(
         "\n{:<44} {:>12} {:>10} {:>8} {:>9}",
         "case", "us", "rate", "", "of copy"
     );
-    for line in lines.iter() {
-        let (unit, share) = match (line.work, copy) {
-            (Work::Bytes(_), Some(copy)) => ("GB/s", format!("{:.2}", rate(line) / copy)),
-            (Work::Bytes(_), None) => ("GB/s", String::new()),
-            (Work::Flops(_), _) => ("TFLOP/s", String::new()),
-        };
-        let (us, rate) = (line.seconds * 1e6, rate(line));
+    for line in b.lines.borrow().iter() {
+        let (unit, share) = line.unit_and_share(b.copy());
+        let (us, rate) = (line.seconds * 1e6, line.rate());
         println!(
             "{:<44} {us:>12.2} {rate:>10.2} {unit:>8} {share:>9}",
             line.name
         );
-        csv += &format!("{},{us:.3},{rate:.4},{unit},{share}\n", line.name);
     }
-    if let Some(path) = std::env::var_os("NOISEFORGE_BENCH_CSV") {
-        std::fs::File::create(&path)
-            .and_then(|mut file| file.write_all(csv.as_bytes()))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
 }
 
 fn main() -> Result<()> {
@@ -325,15 +349,26 @@ fn main() -> Result<()> {
         .measurement_time(Duration::from_millis(200))
         .sample_size(10)
         .without_plots();
+    let csv = match std::env::var_os("NOISEFORGE_BENCH_CSV") {
+        Some(path) => {
+            let mut file =
+                File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+            writeln!(file, "case,microseconds,rate,unit,share_of_copy")?;
+            Some(RefCell::new(file))
+        }
+        None => None,
+    };
     let bench = Bench {
         criterion: RefCell::new(criterion),
         timer: Timer::new(&gpu)?,
         gpu,
         lines: RefCell::new(Vec::new()),
+        csv,
     };
     ceilings(&bench)?;
     memory_bound(&bench)?;
     convolutions(&bench)?;
     networks(&bench)?;
-    report(&bench)
+    report(&bench);
+    Ok(())
 }
