@@ -264,38 +264,37 @@ fn convolutions(b: &Bench) -> Result<()> {
 fn networks(b: &Bench) -> Result<()> {
     let input = Shape::new(1, 32, 32, 3);
     for dtype in [DType::F32, DType::BF16] {
-        for (arch, flops) in [(Arch::Vgg16, 626_000_000)] {
-            let config = Config::new(arch, input, 10).with_noise(0.2, 0.1);
-            let mut model = Model::new(config, 0)?;
-            model.to(&Device::Gpu(b.gpu.clone()), dtype)?;
-            let x = b.values(input.with_n(BATCH), DType::F32, 1)?;
-            let dy = b.values(Shape::new(BATCH, 1, 1, 10), DType::F32, 2)?;
-            let key = Key::consecutive(0, Purpose::Train, 0, BATCH, 0);
-            let pass = |mode, record| Pass {
-                mode,
-                noise: Some(key.clone()),
-                record,
-            };
-            let work = |passes: usize| Work::Flops(passes * flops * BATCH);
-            b.case(&format!("{arch} forward {dtype}"), work(1), || {
-                model.forward(x.clone(), &pass(Mode::Eval, false))?;
+        let (arch, flops) = (Arch::Vgg16, 626_000_000);
+        let config = Config::new(arch, input, 10).with_noise(0.2, 0.1);
+        let mut model = Model::new(config, 0)?;
+        model.to(&Device::Gpu(b.gpu.clone()), dtype)?;
+        let x = b.values(input.with_n(BATCH), DType::F32, 1)?;
+        let dy = b.values(Shape::new(BATCH, 1, 1, 10), DType::F32, 2)?;
+        let key = Key::consecutive(0, Purpose::Train, 0, BATCH, 0);
+        let pass = |mode, record| Pass {
+            mode,
+            noise: Some(key.clone()),
+            record,
+        };
+        let work = |passes: usize| Work::Flops(passes * flops * BATCH);
+        b.case(&format!("{arch} forward {dtype}"), work(1), || {
+            model.forward(x.clone(), &pass(Mode::Eval, false))?;
+            Ok(())
+        })?;
+        b.case(
+            &format!("{arch} forward and input gradient {dtype}"),
+            work(2),
+            || {
+                model.forward(x.clone(), &pass(Mode::Eval, true))?;
+                model.backward(dy.clone(), Grads::InputOnly)?;
                 Ok(())
-            })?;
-            b.case(
-                &format!("{arch} forward and input gradient {dtype}"),
-                work(2),
-                || {
-                    model.forward(x.clone(), &pass(Mode::Eval, true))?;
-                    model.backward(dy.clone(), Grads::InputOnly)?;
-                    Ok(())
-                },
-            )?;
-            b.case(&format!("{arch} training pass {dtype}"), work(3), || {
-                model.forward(x.clone(), &pass(Mode::Train, true))?;
-                model.backward(dy.clone(), Grads::Accumulate)?;
-                Ok(())
-            })?;
-        }
+            },
+        )?;
+        b.case(&format!("{arch} training pass {dtype}"), work(3), || {
+            model.forward(x.clone(), &pass(Mode::Train, true))?;
+            model.backward(dy.clone(), Grads::Accumulate)?;
+            Ok(())
+        })?;
     }
     Ok(())
 }

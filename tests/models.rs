@@ -470,3 +470,22 @@ fn weights_that_are_not_finite_are_named() {
         "features.4.running_var: 1 of 32 values are NaN or infinite"
     );
 }
+
+#[test]
+fn a_variance_below_zero_is_refused_on_reading() {
+    let mut model = Model::new(Config::new(Arch::Small, CIFAR, 10), 0).unwrap();
+    model.visit(|name, entry| {
+        if let Entry::Buffer(t, _) = entry
+            && name == "features.4.running_var"
+        {
+            t.data_mut::<f32>()[3] = -0.5;
+        }
+    });
+    let checkpoint = model.checkpoint().unwrap();
+    let path = std::path::Path::new("w.safetensors");
+    let error = model.load_checkpoint(path, &checkpoint).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "w.safetensors: expected variances of at least 0 in `features.4.running_var`, found -0.5 in channel 3"
+    );
+}

@@ -65,6 +65,23 @@ pub(crate) fn from_array(array: &Array, layout: Layout) -> Result<Tensor> {
     }
 }
 
+/// An error for a running variance below 0. Here and not where a GPU normalises with it, which would
+/// have to wait for the values.
+fn check_variances(path: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    for (name, array) in &checkpoint.tensors {
+        let ArrayData::F32(values) = &array.data else {
+            continue;
+        };
+        let negative = values.iter().position(|&v| v < 0.0);
+        if let Some(channel) = negative.filter(|_| name.ends_with(".running_var")) {
+            let expected = format_args!("variances of at least 0 in `{name}`");
+            let found = format_args!("{} in channel {channel}", values[channel]);
+            return Err(Error::file(path, expected, found));
+        }
+    }
+    Ok(())
+}
+
 impl Config {
     /// The description as it stands in a checkpoint's metadata.
     pub fn to_metadata(&self) -> BTreeMap<String, String> {
@@ -166,7 +183,7 @@ impl Model {
     }
 
     /// Takes weights and statistics from a checkpoint. An error names `path` and the first tensor
-    /// that is missing, too many or of another shape; nothing is changed then.
+    /// that is missing, too many, of another shape or a variance below 0; nothing is changed then.
     /// `num_batches_tracked` may be missing.
     pub fn load_checkpoint(&mut self, path: &Path, checkpoint: &Checkpoint) -> Result<()> {
         let mut slots = Vec::new();
@@ -184,6 +201,7 @@ impl Model {
             });
         });
         checkpoint.expect(path, &slots)?;
+        check_variances(path, checkpoint)?;
 
         let mut result = Ok(());
         let put = |name: &str, entry: Entry<'_>| -> Result<()> {

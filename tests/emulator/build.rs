@@ -169,6 +169,7 @@ impl Compiler {
         if object.kernel {
             command.args(["-fsanitize=thread", "-w"]);
             command.arg("-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero");
+            command.arg("-fno-sanitize-recover=all");
             if self.tool.is_like_gnu() && !self.tool.is_like_clang() {
                 // Functions that are the same would be merged, and reports name only one's lines.
                 command.args(["--param=tsan-instrument-func-entry-exit=0", "-fno-ipa-icf"]);

@@ -94,10 +94,6 @@ impl Case {
     }
 }
 
-fn largest(t: &Tensor) -> f64 {
-    t.to_f64_vec().iter().fold(0.0, |m: f64, v| m.max(v.abs()))
-}
-
 /// Every value within four times the error that the CPU's f32 path shows against the exact result, and
 /// eight units in the last place of the largest value. 16-bit results may be off by their rounding,
 /// too, and where steps in between were rounded (`steps` roundings in all) by those of values up to

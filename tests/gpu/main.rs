@@ -2,9 +2,9 @@
 
 mod adam;
 mod add;
-mod conv2d;
 mod apply;
 mod batch_norm;
+mod conv2d;
 mod data;
 mod device;
 mod ensemble;

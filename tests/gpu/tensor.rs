@@ -22,8 +22,8 @@ fn tensors_come_back_as_they_went() {
 fn casts_round_to_nearest_even() {
     // Halfway cases, values that overflow f16, subnormals, infinities.
     let special = [
-        1.00390625,
-        1.01171875,
+        1.0 + 1.0 / 256.0,
+        1.0 + 3.0 / 256.0,
         65519.9,
         65520.0,
         6e-8,

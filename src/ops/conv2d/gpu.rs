@@ -8,6 +8,7 @@ use crate::ops::noise::Noise;
 use crate::ops::noise::gpu::Fused;
 use crate::tensor::{Shape, Tensor};
 
+#[allow(clippy::too_many_arguments)]
 pub(super) fn forward(
     op: &'static str,
     gpu: &Gpu,

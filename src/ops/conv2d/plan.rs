@@ -405,7 +405,7 @@ mod tests {
         assert!(patch.pitch / 4 % 2 == 1 && patch.pitch > patch.windows * 8);
         // The kernels divide by multiplication.
         let divide =
-            |value: u32, magic: u32| (u64::from(2 * value) * u64::from(magic) >> 32) as u32;
+            |value: u32, magic: u32| ((u64::from(2 * value) * u64::from(magic)) >> 32) as u32;
         for value in 0..patch.windows * len / patch.pitch {
             assert_eq!(divide(value, patch.window_magic), value / patch.windows);
             assert_eq!(divide(value, patch.col_magic), value / patch.cols);

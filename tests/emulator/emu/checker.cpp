@@ -84,7 +84,9 @@ bool Checker::find(const void *p, size_t size, const char *verb, const Where &wh
   if (Block *block = shared_owner(p)) {
     SharedMemory &shared = *block->shared;
     if (!shared.holds(p, size))
-      fail("out-of-bounds %s of %zu bytes in shared memory%s", verb, size, where.text().c_str());
+      fail("out-of-bounds %s of %zu bytes in shared memory: byte %zd of %zu static, byte %zd of %zu dynamic%s", verb, size,
+           static_cast<const char *>(p) - shared.base, shared.static_size,
+           static_cast<const char *>(p) - shared.dynamic, shared.dynamic_size, where.text().c_str());
     if (!block->live)
       fail("%s of shared memory of block %u of the cluster, which has exited%s", verb, block->rank, where.text().c_str());
     out = {shared.cells + shared.offset(p), nullptr, "shared"};

@@ -37,6 +37,16 @@ void __tsan_write_range(void *p, size_t size) { hook(p, size, true, __builtin_re
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
+// clang calls these for copies of structs.
+void *__tsan_memcpy(void *to, const void *from, size_t size) {
+  hook(const_cast<void *>(from), size, false, __builtin_return_address(0));
+  hook(to, size, true, __builtin_return_address(0));
+  return memcpy(to, from, size);
+}
+void *__tsan_memset(void *to, int value, size_t size) {
+  hook(to, size, true, __builtin_return_address(0));
+  return memset(to, value, size);
+}
 void __tsan_vptr_update(void *, void *) {}
 void __tsan_vptr_read(void *) {}
 }
@@ -57,19 +67,20 @@ struct Mismatch {
 Site site_of(const Location &location) { return {location.file, int(location.line)}; }
 } // namespace
 
+// Compiled with -fno-sanitize-recover: the calls of that form end in _abort.
 extern "C" {
-void __ubsan_handle_type_mismatch_v1(Mismatch *data, uintptr_t pointer) {
+void __ubsan_handle_type_mismatch_v1_abort(Mismatch *data, uintptr_t pointer) {
   size_t alignment = size_t(1) << data->log2_alignment;
   fail("misaligned address 0x%zx: the access needs %zu bytes of alignment%s", size_t(pointer), alignment,
        at(site_of(data->location)).c_str());
 }
-void __ubsan_handle_out_of_bounds(Location *location, uintptr_t index) {
+void __ubsan_handle_out_of_bounds_abort(Location *location, uintptr_t index) {
   fail("index %zd is outside the array%s", ptrdiff_t(index), at(site_of(*location)).c_str());
 }
-void __ubsan_handle_shift_out_of_bounds(Location *location, uintptr_t, uintptr_t by) {
+void __ubsan_handle_shift_out_of_bounds_abort(Location *location, uintptr_t, uintptr_t by) {
   fail("shift by %zd bits%s", ptrdiff_t(by), at(site_of(*location)).c_str());
 }
-void __ubsan_handle_divrem_overflow(Location *location, uintptr_t, uintptr_t) {
+void __ubsan_handle_divrem_overflow_abort(Location *location, uintptr_t, uintptr_t) {
   fail("division of an integer by zero%s", at(site_of(*location)).c_str());
 }
 }

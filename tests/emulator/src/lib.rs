@@ -150,6 +150,10 @@ fn open(path: &str) -> *mut c_void {
 
 /// Loads the emulator as `libcuda.so.1` (and `libcuda.so`), once for the process. To be called
 /// before anything opens the driver.
+#[expect(
+    clippy::missing_transmute_annotations,
+    reason = "the type is that of the field it goes to"
+)]
 pub fn install() -> Emulator {
     static EMULATOR: OnceLock<Emulator> = OnceLock::new();
     *EMULATOR.get_or_init(|| {

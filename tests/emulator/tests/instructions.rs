@@ -44,17 +44,26 @@ fn mma() {
             let (da, db, dc) = (d.upload(&a), d.upload(&b), d.upload(&c));
             let y = d.in_every_mode(kernel, || {
                 let y = d.uninit::<f32>(16 * 8);
-                let args = [d.pointer(&y), d.pointer(&da), d.pointer(&db), d.pointer(&dc)];
+                let args = [
+                    d.pointer(&y),
+                    d.pointer(&da),
+                    d.pointer(&db),
+                    d.pointer(&dc),
+                ];
                 d.launch(kernel, shape(1, 32), &args).unwrap();
                 bits(&d.read(&y))
             });
             for i in 0..16 {
                 for j in 0..8 {
-                    let products = (0..depth).map(|k| kind.round(a[i * depth + k]) * kind.round(b[k * 8 + j]));
+                    let products =
+                        (0..depth).map(|k| kind.round(a[i * depth + k]) * kind.round(b[k * 8 + j]));
                     let exact = f64::from(c[i * 8 + j]) + products.sum::<f64>();
                     let got = f64::from(f32::from_bits(y[i * 8 + j]));
                     // Rounded once, from a sum of at most 17.
-                    assert!((got - exact).abs() <= 17.0 * 2f64.powi(-24), "{kernel} ({i}, {j}): {got} {exact}");
+                    assert!(
+                        (got - exact).abs() <= 17.0 * 2f64.powi(-24),
+                        "{kernel} ({i}, {j}): {got} {exact}"
+                    );
                 }
             }
         }
@@ -84,14 +93,16 @@ fn matrices_of_lanes() {
             let name = format!("test_ldmatrix_{count}{suffix}");
             let loaded = d.in_every_mode(&name, || {
                 let y = d.uninit::<u32>(count * 32);
-                d.launch(&name, shape(1, 32), &[d.pointer(&y), d.pointer(&dx)]).unwrap();
+                d.launch(&name, shape(1, 32), &[d.pointer(&y), d.pointer(&dx)])
+                    .unwrap();
                 d.read(&y)
             });
             assert_eq!(loaded, registers, "{name}");
             let name = format!("test_stmatrix_{count}{suffix}");
             let stored = d.in_every_mode(&name, || {
                 let y = d.uninit::<u16>(count * 64);
-                d.launch(&name, shape(1, 32), &[d.pointer(&y), d.pointer(&dr)]).unwrap();
+                d.launch(&name, shape(1, 32), &[d.pointer(&y), d.pointer(&dr)])
+                    .unwrap();
                 d.read(&y)
             });
             assert_eq!(stored, x, "{name}");
@@ -105,19 +116,30 @@ fn cp_async() {
     let mut random = Random(3);
     for words in [1usize, 2, 4] {
         let blocks = 3;
-        let x: Vec<u32> = (0..blocks * 256 * words).map(|_| random.next() as u32).collect();
+        let x: Vec<u32> = (0..blocks * 256 * words)
+            .map(|_| random.next() as u32)
+            .collect();
         let dx = d.upload(&x);
         let name = format!("test_cp_async_{}", words * 4);
         let y = d.in_every_mode(&name, || {
             let y = d.uninit::<u32>(x.len());
-            d.launch(&name, shape(blocks as u32, 128), &[d.pointer(&y), d.pointer(&dx)]).unwrap();
+            d.launch(
+                &name,
+                shape(blocks as u32, 128),
+                &[d.pointer(&y), d.pointer(&dx)],
+            )
+            .unwrap();
             d.read(&y)
         });
         for (i, &got) in y.iter().enumerate() {
             // The kernel turns each stage of 128 pieces round.
             let stage = 128 * words;
             let source = i / stage * stage + stage - 1 - i % stage;
-            let expected = if source / words % 3 == 0 { 0 } else { x[source] };
+            let expected = if source / words % 3 == 0 {
+                0
+            } else {
+                x[source]
+            };
             assert_eq!(got, expected, "{name} {i}");
         }
     }
@@ -129,7 +151,12 @@ fn bank_conflicts_are_counted() {
     d.emulator.take_stats();
     let x = d.upload(&vec![0u16; 256]);
     let y = d.uninit::<u32>(128);
-    d.launch("test_ldmatrix_4", shape(1, 32), &[d.pointer(&y), d.pointer(&x)]).unwrap();
+    d.launch(
+        "test_ldmatrix_4",
+        shape(1, 32),
+        &[d.pointer(&y), d.pointer(&x)],
+    )
+    .unwrap();
     let stats = d.emulator.take_stats();
     // Rows of 32 bytes: the eight of a matrix fall on 4 of the 8 groups of banks.
     assert_eq!((stats.launches, stats.bank_conflicts), (1, 4));

@@ -20,7 +20,10 @@ impl Type {
     /// The bits in memory and the value that they stand for.
     fn round(self, x: f32) -> (u32, f64) {
         match self {
-            Type::Bf16 => (bf16::from_f32(x).to_bits().into(), bf16::from_f32(x).to_f64()),
+            Type::Bf16 => (
+                bf16::from_f32(x).to_bits().into(),
+                bf16::from_f32(x).to_f64(),
+            ),
             Type::F16 => (f16::from_f32(x).to_bits().into(), f16::from_f32(x).to_f64()),
             Type::Tf32 => {
                 let bits = (x.to_bits() + 0x1000) & !0x1fff;
@@ -43,7 +46,9 @@ struct Operand {
 
 impl Operand {
     fn random(random: &mut Random, kind: Type, rows: usize, depth: usize) -> Operand {
-        let drawn: Vec<(u32, f64)> = (0..rows * depth).map(|_| kind.round(random.unit())).collect();
+        let drawn: Vec<(u32, f64)> = (0..rows * depth)
+            .map(|_| kind.round(random.unit()))
+            .collect();
         Operand {
             rows,
             depth,
@@ -72,25 +77,53 @@ impl Placement {
             // Core matrices of 8 rows by 16 bytes, those along the depth next to each other.
             let along = o.depth * kind.bytes() / 16;
             let stride = along * 128 + 128;
-            return Placement { swizzle, transposed, leading: 128, stride, step: 256, size: groups * stride };
+            return Placement {
+                swizzle,
+                transposed,
+                leading: 128,
+                stride,
+                step: 256,
+                size: groups * stride,
+            };
         }
         if !transposed {
             // Rows as wide as the swizzle.
             assert!(o.depth * kind.bytes() <= width);
             let stride = 8 * width;
-            return Placement { swizzle, transposed, leading: 0, stride, step: 32, size: groups * stride };
+            return Placement {
+                swizzle,
+                transposed,
+                leading: 0,
+                stride,
+                step: 32,
+                size: groups * stride,
+            };
         }
         let deep = o.depth / 8;
         if swizzle == 0 {
             // Core matrices of 8 steps of depth by 8 rows.
             let leading = groups * 128;
-            return Placement { swizzle, transposed, leading, stride: 128, step: 2 * leading, size: deep * leading };
+            return Placement {
+                swizzle,
+                transposed,
+                leading,
+                stride: 128,
+                step: 2 * leading,
+                size: deep * leading,
+            };
         }
         // Atoms of 8 steps of depth, `width` bytes of rows each; along the depth, then along the rows.
         let atom = 8 * width;
         let across = (o.rows * 2).div_ceil(width);
         let leading = deep * atom;
-        Placement { swizzle, transposed, leading, stride: atom, step: 2 * atom, size: across * leading }
+        Placement {
+            swizzle,
+            transposed,
+            leading,
+            stride: atom,
+            step: 2 * atom,
+            size: across * leading,
+        }
     }
 
     /// The byte offset of an element from the operand's start, which is a multiple of 1024.
@@ -154,11 +187,17 @@ struct Case {
 }
 
 fn check(d: &Device, random: &mut Random, case: &Case, swizzle: usize) {
-    let Case { kernel, kind, n, .. } = case;
+    let Case {
+        kernel, kind, n, ..
+    } = case;
     let (kind, n) = (*kind, *n);
     let along = 32 / kind.bytes();
     // Along K, a chain stays within the width of a swizzle.
-    let steps = if swizzle == 0 { 3 } else { WIDTHS[swizzle] / 32 };
+    let steps = if swizzle == 0 {
+        3
+    } else {
+        WIDTHS[swizzle] / 32
+    };
     let a = Operand::random(random, kind, 64, along * steps);
     let b = Operand::random(random, kind, n, along * steps);
     let place_a = Placement::new(&a, kind, swizzle, case.turned.0);
@@ -170,18 +209,43 @@ fn check(d: &Device, random: &mut Random, case: &Case, swizzle: usize) {
         place_a.write(&mut image, 0, &a, kind);
     }
     place_b.write(&mut image, start_b, &b, kind);
-    let words: Vec<u32> = image.chunks(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
+    let words: Vec<u32> = image
+        .chunks(4)
+        .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]))
+        .collect();
     let fragments = fragments(&a, kind, steps);
     let (image, fragments) = (d.upload(&words), d.upload(&fragments));
     let layout = [
-        size, 0, start_b, place_a.leading, place_a.stride, place_b.leading, place_b.stride, swizzle, place_a.step,
-        place_b.step, steps,
+        size,
+        0,
+        start_b,
+        place_a.leading,
+        place_a.stride,
+        place_b.leading,
+        place_b.stride,
+        swizzle,
+        place_a.step,
+        place_b.step,
+        steps,
     ]
     .map(|v| v as u32);
     let y = d.in_every_mode(kernel, || {
         let y = d.uninit::<f32>(64 * n);
-        let args = [d.pointer(&y), d.pointer(&image), d.pointer(&fragments), Arg::Words(layout)];
-        d.launch(kernel, Shape { shared: size as u32, ..shape(1, 128) }, &args).unwrap();
+        let args = [
+            d.pointer(&y),
+            d.pointer(&image),
+            d.pointer(&fragments),
+            Arg::Words(layout),
+        ];
+        d.launch(
+            kernel,
+            Shape {
+                shared: size as u32,
+                ..shape(1, 128)
+            },
+            &args,
+        )
+        .unwrap();
         d.read(&y).iter().map(|v| v.to_bits()).collect()
     });
     for i in 0..64 {
@@ -191,7 +255,10 @@ fn check(d: &Device, random: &mut Random, case: &Case, swizzle: usize) {
             let got = f64::from(f32::from_bits(y[i * n + j]));
             // Rounded once for each step, from at most `depth`.
             let tolerance = (steps * a.depth) as f64 * 2f64.powi(-24);
-            assert!((got - exact).abs() <= tolerance, "{kernel} {swizzle} ({i}, {j}): {got} {exact}");
+            assert!(
+                (got - exact).abs() <= tolerance,
+                "{kernel} {swizzle} ({i}, {j}): {got} {exact}"
+            );
         }
     }
 }
@@ -221,14 +288,56 @@ fn types_directions_and_registers() {
     for (kernel, kind, n, turned, a_in_registers) in [
         ("test_wgmma_f16_64", Type::F16, 64, (false, false), false),
         ("test_wgmma_tf32_64", Type::Tf32, 64, (false, false), false),
-        ("test_wgmma_bf16_64_ta", Type::Bf16, 64, (true, false), false),
-        ("test_wgmma_bf16_64_tb", Type::Bf16, 64, (false, true), false),
-        ("test_wgmma_f16_64_ta_tb", Type::F16, 64, (true, true), false),
-        ("test_wgmma_bf16_64_ra", Type::Bf16, 64, (false, false), true),
-        ("test_wgmma_f16_32_ra_tb", Type::F16, 32, (false, true), true),
-        ("test_wgmma_tf32_64_ra", Type::Tf32, 64, (false, false), true),
+        (
+            "test_wgmma_bf16_64_ta",
+            Type::Bf16,
+            64,
+            (true, false),
+            false,
+        ),
+        (
+            "test_wgmma_bf16_64_tb",
+            Type::Bf16,
+            64,
+            (false, true),
+            false,
+        ),
+        (
+            "test_wgmma_f16_64_ta_tb",
+            Type::F16,
+            64,
+            (true, true),
+            false,
+        ),
+        (
+            "test_wgmma_bf16_64_ra",
+            Type::Bf16,
+            64,
+            (false, false),
+            true,
+        ),
+        (
+            "test_wgmma_f16_32_ra_tb",
+            Type::F16,
+            32,
+            (false, true),
+            true,
+        ),
+        (
+            "test_wgmma_tf32_64_ra",
+            Type::Tf32,
+            64,
+            (false, false),
+            true,
+        ),
     ] {
-        let case = Case { kernel: kernel.into(), kind, n, turned, a_in_registers };
+        let case = Case {
+            kernel: kernel.into(),
+            kind,
+            n,
+            turned,
+            a_in_registers,
+        };
         for swizzle in 0..4 {
             check(&d, &mut random, &case, swizzle);
         }

@@ -193,7 +193,9 @@ impl Random {
 /// A map of f32 tiles, innermost dimension first, without swizzle; rows are packed.
 pub fn tiled_f32(address: u64, dim: &[u64], tile: &[u32]) -> TensorMap {
     let mut map = MaybeUninit::<TensorMap>::zeroed();
-    let stride: Vec<u64> = (1..dim.len()).map(|d| 4 * dim[..d].iter().product::<u64>()).collect();
+    let stride: Vec<u64> = (1..dim.len())
+        .map(|d| 4 * dim[..d].iter().product::<u64>())
+        .collect();
     // SAFETY: every array has as many elements as the rank says.
     unsafe {
         sys::cuTensorMapEncodeTiled(
