@@ -129,8 +129,10 @@ KERNEL(256) ensemble_probabilities_backward(T *dz, const T *z, const T *g, const
   GPU_DYN_SHARED(bytes);
   double *ratio = reinterpret_cast<double *>(bytes);
   uint64_t image = blockIdx.x, first = image * draws;
+#pragma unroll 1
   for (uint32_t k = rowwise::warp(); k < classes; k += 8) {
     double total = 0;
+#pragma unroll 1
     for (uint32_t j = rowwise::lane(); j < draws; j += 32)
       total += exp(ensemble_log_p(z[(first + j) * classes + k], normalisers[first + j]));
     total = rowwise::warp_sum(total);
@@ -138,12 +140,15 @@ KERNEL(256) ensemble_probabilities_backward(T *dz, const T *z, const T *g, const
     if (rowwise::lane() == 0) ratio[k] = total > 0 ? rowwise::to_f64(g[image * classes + k]) / total : 0.0;
   }
   __syncthreads();
+#pragma unroll 1
   for (uint32_t j = rowwise::warp(); j < draws; j += 8) {
     const T *row = z + (first + j) * classes;
     Normaliser normaliser = normalisers[first + j];
     double sum = 0;
+#pragma unroll 1
     for (uint32_t k = rowwise::lane(); k < classes; k += 32) sum += ratio[k] * exp(ensemble_log_p(row[k], normaliser));
     sum = rowwise::warp_sum(sum);
+#pragma unroll 1
     for (uint32_t k = rowwise::lane(); k < classes; k += 32) {
       double p = exp(ensemble_log_p(row[k], normaliser));
       dz[(first + j) * classes + k] = rowwise::from_f64<T>(p * (ratio[k] - sum));

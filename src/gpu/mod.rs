@@ -28,7 +28,8 @@ pub(crate) use memory::Memory;
     missing_docs,
     clippy::too_many_arguments,
     clippy::missing_errors_doc,
-    clippy::all
+    clippy::all,
+    rustdoc::all
 )]
 pub mod kernels {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

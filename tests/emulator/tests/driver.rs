@@ -75,10 +75,12 @@ mod api {
         let stream = d.stream.cu_stream();
         let capture = |a: f32, launches: usize| {
             let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            // Before the capture: cudarc waits for what was last written there.
+            let args = args(a);
             // SAFETY: a live stream.
             unsafe { result::stream::begin_capture(stream, mode) }.unwrap();
             for _ in 0..launches {
-                d.launch("saxpy", shape(1, 256), &args(a)).unwrap();
+                d.launch("saxpy", shape(1, 256), &args).unwrap();
             }
             // SAFETY: capture began above.
             unsafe { result::stream::end_capture(stream) }.unwrap()
