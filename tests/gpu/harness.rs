@@ -46,41 +46,30 @@ pub fn emulated() -> bool {
     emulator().is_some()
 }
 
-/// A device whose buffers are never handed out twice: each has bounds and a life of its own, and
-/// starts as NaN on the emulator.
+fn open_with(reuse_memory: bool) -> Gpu {
+    if !emulated() {
+        // Opening a GPU and loading the kernels takes a good part of a second: once is enough.
+        static GPU: OnceLock<Gpu> = OnceLock::new();
+        return GPU.get_or_init(|| Gpu::open(0).unwrap()).clone();
+    }
+    let options = Options {
+        reuse_memory,
+        // The emulator finds kernels by name and ignores the code.
+        code: |_| Some(&[0; 16]),
+        ..Options::default()
+    };
+    Gpu::open_with(0, options).unwrap()
+}
+
+/// A device. On the emulator its buffers are never handed out twice: each has bounds and a life of
+/// its own, and starts as NaN.
 pub fn open() -> Gpu {
-    let emulated = emulated();
-    Gpu::open_with(
-        0,
-        Options {
-            reuse_memory: !emulated,
-            // The emulator finds kernels by name and ignores the code.
-            code: if emulated {
-                |_| Some(&[0; 16])
-            } else {
-                Options::default().code
-            },
-            ..Options::default()
-        },
-    )
-    .unwrap()
+    open_with(false)
 }
 
 /// The same device with the pool that programs have.
 pub fn open_pooled() -> Gpu {
-    let emulated = emulated();
-    Gpu::open_with(
-        0,
-        Options {
-            code: if emulated {
-                |_| Some(&[0; 16])
-            } else {
-                Options::default().code
-            },
-            ..Options::default()
-        },
-    )
-    .unwrap()
+    open_with(true)
 }
 
 /// Runs `case` in every mode, asserts that all give the same bits, and returns what it gave, on the
