@@ -103,15 +103,12 @@ KERNEL(256) batch_norm_finish(float *mean, float *inv_std, float *running_mean, 
   uint32_t channel = blockIdx.x * 8 + threadIdx.x % 8;
   uint32_t chunks = channel < c ? (pixels + chunk - 1) / chunk : 0;
   double sum = 0.0;
-// Loads in flight: few blocks run, and each waits for memory.
-#pragma unroll 8
   for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
     const float *at = partial + (uint64_t)i * 3 * c + channel;
     sum += (double)min(chunk, pixels - i * chunk) * ((double)at[0] + (double)at[c]);
   }
   double m = sum_chunks(sum, tile) / pixels;
   double squares = 0.0;
-#pragma unroll 4
   for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
     const float *at = partial + (uint64_t)i * 3 * c + channel;
     double d = (double)at[0] + (double)at[c] - m;
@@ -187,7 +184,6 @@ KERNEL(256) batch_norm_finish_sums(float *dgamma, float *dbeta, float *through, 
   uint32_t channel = blockIdx.x * 8 + threadIdx.x % 8;
   double sum_g = 0.0, sum_gx = 0.0;
   if (channel < c) {
-#pragma unroll 8
     for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
       const float *at = partial + (uint64_t)i * 2 * c + channel;
       sum_g += (double)at[0];
