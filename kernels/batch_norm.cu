@@ -81,41 +81,47 @@ KERNEL(256) batch_norm_statistics(float *partial, const T *x, Span span) {
   }
 }
 
-/// Sum over the 32 threads of each of a block's 8 channels, in every one of them.
-__device__ __forceinline__ double sum_chunks(double v, double (&tile)[32][8]) {
-  uint32_t slot = threadIdx.x / 8, channel = threadIdx.x % 8;
-  tile[slot][channel] = v;
+/// Channels of a block that merges: few, so that many threads share a channel's chunks and no thread
+/// waits for memory often.
+constexpr uint32_t MERGED = 2;
+constexpr uint32_t SLOTS = 256 / MERGED;
+
+/// Sum over the threads of each of a block's channels, in every one of them.
+__device__ __forceinline__ double sum_chunks(double v, double (&tile)[256]) {
+  tile[threadIdx.x] = v;
   __syncthreads();
-  double sum = 0.0;
-#pragma unroll 8
-  for (int i = 0; i < 32; i++) sum += tile[i][channel];
+  for (uint32_t half = 128; half >= MERGED; half /= 2) {
+    if (threadIdx.x < half) tile[threadIdx.x] += tile[threadIdx.x + half];
+    __syncthreads();
+  }
+  double sum = tile[threadIdx.x % MERGED];
   __syncthreads();
   return sum;
 }
 
 /// All blocks' statistics merged, `chunk` pixels each but for the last: mean and 1 / sqrt(var + eps) with the
 /// biased variance; the running estimates move by `momentum`, the variance to the unbiased one.
-/// 8 channels a block.
+/// MERGED channels a block.
 KERNEL(256) batch_norm_finish(float *mean, float *inv_std, float *running_mean, float *running_var,
                               const float *partial, uint32_t pixels, uint32_t c, uint32_t chunk, double momentum,
                               double eps) {
-  GPU_SHARED(double, tile, [32][8]);
-  uint32_t channel = blockIdx.x * 8 + threadIdx.x % 8;
+  GPU_SHARED(double, tile, [256]);
+  uint32_t channel = blockIdx.x * MERGED + threadIdx.x % MERGED;
   uint32_t chunks = channel < c ? (pixels + chunk - 1) / chunk : 0;
   double sum = 0.0;
-  for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
+  for (uint32_t i = threadIdx.x / MERGED; i < chunks; i += SLOTS) {
     const float *at = partial + (uint64_t)i * 3 * c + channel;
     sum += (double)min(chunk, pixels - i * chunk) * ((double)at[0] + (double)at[c]);
   }
   double m = sum_chunks(sum, tile) / pixels;
   double squares = 0.0;
-  for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
+  for (uint32_t i = threadIdx.x / MERGED; i < chunks; i += SLOTS) {
     const float *at = partial + (uint64_t)i * 3 * c + channel;
     double d = (double)at[0] + (double)at[c] - m;
     squares += (double)at[2 * c] + (double)min(chunk, pixels - i * chunk) * (d * d);
   }
   squares = sum_chunks(squares, tile);
-  if (threadIdx.x >= 8 || channel >= c) return;
+  if (threadIdx.x >= MERGED || channel >= c) return;
   mean[channel] = (float)m;
   inv_std[channel] = (float)(1.0 / sqrt(squares / pixels + eps));
   running_mean[channel] = (float)((1.0 - momentum) * running_mean[channel] + momentum * m);
@@ -176,15 +182,15 @@ KERNEL(256) batch_norm_sums(float *partial, const T *dy, const T *x, const float
 }
 
 /// All blocks' sums: dgamma += sum(g xhat), dbeta += sum(g) if given, and `through` [2, c], what passes
-/// through the batch's statistics: a = scale mean(g), b = scale mean(g xhat) inv_std. 8 channels a block.
+/// through the batch's statistics: a = scale mean(g), b = scale mean(g xhat) inv_std. MERGED channels a block.
 KERNEL(256) batch_norm_finish_sums(float *dgamma, float *dbeta, float *through, const float *partial,
                                    const float *inv_std, const float *gamma, uint32_t pixels, uint32_t c,
                                    uint32_t chunks) {
-  GPU_SHARED(double, tile, [32][8]);
-  uint32_t channel = blockIdx.x * 8 + threadIdx.x % 8;
+  GPU_SHARED(double, tile, [256]);
+  uint32_t channel = blockIdx.x * MERGED + threadIdx.x % MERGED;
   double sum_g = 0.0, sum_gx = 0.0;
   if (channel < c) {
-    for (uint32_t i = threadIdx.x / 8; i < chunks; i += 32) {
+    for (uint32_t i = threadIdx.x / MERGED; i < chunks; i += SLOTS) {
       const float *at = partial + (uint64_t)i * 2 * c + channel;
       sum_g += (double)at[0];
       sum_gx += (double)at[c];
@@ -192,7 +198,7 @@ KERNEL(256) batch_norm_finish_sums(float *dgamma, float *dbeta, float *through, 
   }
   sum_g = sum_chunks(sum_g, tile);
   sum_gx = sum_chunks(sum_gx, tile);
-  if (threadIdx.x >= 8 || channel >= c) return;
+  if (threadIdx.x >= MERGED || channel >= c) return;
   double s = (double)inv_std[channel];
   if (dgamma) {
     dgamma[channel] += (float)(sum_gx * s);

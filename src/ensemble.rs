@@ -121,16 +121,34 @@ impl<'m> Ensemble<'m> {
     }
 
     /// Scores of every single draw: `[n * draws, 1, 1, classes]`, the draws of an image adjacent.
+    ///
+    /// Where a GPU has too little memory for [`Ensemble::chunk`] rows, it goes on with half as many.
+    ///
+    /// Errors: images that do not fit the network; not even the draws of one image fit into memory.
     pub fn logits_of_draws(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
         self.check("Ensemble::logits", x, rows)?;
-        let step = self.images_at_once(rows.len());
         let mut all = Vec::new();
-        for start in (0..rows.len()).step_by(step) {
+        let mut start = 0;
+        while start < rows.len() {
+            let step = self.images_at_once(rows.len());
             let range = start..(start + step).min(rows.len());
-            let pass = self.pass(rows, range.clone(), false)?;
-            all.push(self.model.forward(repeat(x, range, self.draws)?, &pass)?);
+            match self.logits_at_once(x, rows, range.clone()) {
+                // Fewer rows at once give the same bits.
+                Err(Error::OutOfMemory { .. }) if self.mode == Mode::Eval && range.len() > 1 => {
+                    self.chunk = range.len() / 2 * self.draws;
+                }
+                z => {
+                    all.push(z?);
+                    start = range.end;
+                }
+            }
         }
         concat_rows(&all)
+    }
+
+    fn logits_at_once(&mut self, x: &Tensor, rows: &Rows, range: Range<usize>) -> Result<Tensor> {
+        let pass = self.pass(rows, range.clone(), false)?;
+        self.model.forward(repeat(x, range, self.draws)?, &pass)
     }
 
     /// Puts the draws of each image together: `[n * draws, ...]` to `[n, ...]`.

@@ -1,12 +1,13 @@
 //! `noiseforge attack`.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use noiseforge::attacks::Criterion;
-use noiseforge::attacks::carlini_wagner::{self, CarliniWagner, Found, Protocol};
+use noiseforge::attacks::carlini_wagner::{self, CarliniWagner, Found, Outcome, Protocol};
 use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::ensemble::{Average, Ensemble};
 use noiseforge::evaluate::{Evaluation, Judge};
@@ -385,38 +386,62 @@ impl CwArgs {
         params: &CarliniWagner,
     ) -> Result<(Tensor, Vec<Found>)> {
         let n = target.ids.len();
-        let batches = n.div_ceil(self.batch) as u64;
-        let bar = common::bar(batches * 100, "attacking");
+        let bar = common::bar(n as u64 * 100, "attacking");
         let mut pixels = Vec::new();
         let mut found = Vec::new();
-        for (index, start) in (0..n).step_by(self.batch).enumerate() {
-            let range = start..(start + self.batch).min(n);
-            let (x, _) = target.data.batch(&range.clone().collect::<Vec<_>>())?;
-            let x = x.to(model.device())?;
-            let classes = target.criterion.classes()[range.clone()].to_vec();
-            let criterion = match target.criterion {
-                Criterion::Untargeted { .. } => Criterion::Untargeted { labels: classes },
-                Criterion::Targeted { .. } => Criterion::Targeted { targets: classes },
-            };
-            let mut net = Ensemble::new(model, self.weights.seed, Purpose::Attack, self.eot)?;
-            net.average = Average::Logits;
-            net.mode = match self.batch_norm {
-                BatchNormArg::Eval => Mode::Eval,
-                BatchNormArg::Train => Mode::Train,
-            };
-            let ids = &target.ids[range];
+        let mut batch = self.batch;
+        while found.len() < n {
+            let range = found.len()..(found.len() + batch).min(n);
             let mut progress = |done: u32, most: u32| {
-                bar.set_position(index as u64 * 100 + u64::from(done) * 100 / u64::from(most));
+                let share = range.len() as u64 * 100 * u64::from(done) / u64::from(most);
+                bar.set_position(range.start as u64 * 100 + share);
                 common::check_stop()
             };
-            let outcome =
-                carlini_wagner::attack(&mut net, &x, ids, &criterion, params, &mut progress)?;
-            pixels.extend_from_slice(outcome.adversarial.data::<f32>());
-            found.extend(outcome.found);
+            match self.attack_batch(model, target, params, range.clone(), &mut progress) {
+                // Fewer images at once give the same result, unless batch norm looks at them all.
+                Err(noiseforge::Error::OutOfMemory { .. })
+                    if self.batch_norm == BatchNormArg::Eval && range.len() > 1 =>
+                {
+                    batch = range.len() / 2;
+                    let say = || eprintln!("noiseforge: too little memory; {batch} images at once");
+                    bar.suspend(say);
+                }
+                outcome => {
+                    let outcome = outcome?;
+                    pixels.extend_from_slice(outcome.adversarial.data::<f32>());
+                    found.extend(outcome.found);
+                }
+            }
         }
         bar.finish_and_clear();
         let shape = target.data.image_shape().with_n(n);
         Ok((Tensor::from_vec(shape, pixels)?, found))
+    }
+
+    /// Attacks the images at these positions together.
+    fn attack_batch(
+        &self,
+        model: &mut Model,
+        target: &Target,
+        params: &CarliniWagner,
+        range: Range<usize>,
+        progress: &mut dyn FnMut(u32, u32) -> noiseforge::Result<()>,
+    ) -> noiseforge::Result<Outcome> {
+        let (x, _) = target.data.batch(&range.clone().collect::<Vec<_>>())?;
+        let x = x.to(model.device())?;
+        let classes = target.criterion.classes()[range.clone()].to_vec();
+        let criterion = match target.criterion {
+            Criterion::Untargeted { .. } => Criterion::Untargeted { labels: classes },
+            Criterion::Targeted { .. } => Criterion::Targeted { targets: classes },
+        };
+        let mut net = Ensemble::new(model, self.weights.seed, Purpose::Attack, self.eot)?;
+        net.average = Average::Logits;
+        net.mode = match self.batch_norm {
+            BatchNormArg::Eval => Mode::Eval,
+            BatchNormArg::Train => Mode::Train,
+        };
+        let ids = &target.ids[range];
+        carlini_wagner::attack(&mut net, &x, ids, &criterion, params, progress)
     }
 
     fn write(&self, folder: &Path, attacked: &Attacked) -> Result<()> {

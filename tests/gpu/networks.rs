@@ -223,6 +223,38 @@ fn steps_neither_allocate_nor_wait() {
     });
 }
 
+/// The same of the attack: step by step only launches of one graph, until the host looks.
+#[test]
+fn attack_steps_neither_allocate_nor_wait() {
+    let Some(emulator) = emulator() else { return };
+    once(|_| {
+        let mut model = lively();
+        let gpu = open_pooled();
+        model.to(&Device::Gpu(gpu.clone()), DType::F32).unwrap();
+        let x = images(model.config().input, 3, 9).to_gpu(&gpu).unwrap();
+        let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, 2).unwrap();
+        let criterion = Criterion::Untargeted {
+            labels: vec![0, 1, 2],
+        };
+        let params = CarliniWagner {
+            steps: 8,
+            ..CarliniWagner::rse(0.5)
+        };
+        let mut counts = Vec::new();
+        let mut count = |_, _| {
+            counts.push(emulator.take_stats());
+            Ok(())
+        };
+        attack(&mut net, &x, &[3, 1, 4], &criterion, &params, &mut count).unwrap();
+        assert_eq!(counts.len(), 8);
+        for stats in &counts[2..] {
+            assert_eq!(stats.graph_launches, 1, "{stats:?}");
+            assert_eq!(stats.allocations, 0, "{stats:?}");
+            assert!(stats.synchronisations <= 1, "{stats:?}");
+        }
+    });
+}
+
 #[test]
 fn an_interrupted_run_continues_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
@@ -368,4 +400,60 @@ fn an_ensemble_of_five_draws_is_the_cpus() {
         "{}",
         distance(&cpu, &gpu[0])
     );
+}
+
+/// Too little memory for all rows at once: the same bits with fewer.
+#[test]
+fn an_ensemble_goes_on_with_fewer_rows_at_once() {
+    let Some(emulator) = emulator() else { return };
+    once(|_| {
+        let scores = |limit: Option<usize>| {
+            let gpu = open_pooled();
+            let mut model = lively();
+            model.to(&Device::Gpu(gpu.clone()), DType::F32).unwrap();
+            let x = images(model.config().input, 8, 9).to_gpu(&gpu).unwrap();
+            let rows: Rows = (0..8).map(|id| Row { id, draw: 0 }).collect();
+            let mut net = Ensemble::new(&mut model, 7, Purpose::Eval, 4).unwrap();
+            let before = emulator.memory_used();
+            if let Some(more) = limit {
+                emulator.set_memory_limit(before + more);
+            }
+            let scores = net.logits(&x, &rows).and_then(|z| z.to_cpu());
+            emulator.set_memory_limit(16 << 30);
+            (scores, net.chunk, emulator.memory_used() - before)
+        };
+        let (whole, chunk, used) = scores(None);
+        assert_eq!(chunk, 256);
+        let (parts, chunk, _) = scores(Some(used * 2 / 3));
+        assert!(chunk < 32, "{chunk}");
+        assert_eq!(whole.unwrap().data::<f32>(), parts.unwrap().data::<f32>());
+        let (none, ..) = scores(Some(4096));
+        let text = none.unwrap_err().to_string();
+        assert!(text.contains("out of memory: asked for "), "{text}");
+    });
+}
+
+#[test]
+fn too_large_a_batch_says_which_one_fits() {
+    let Some(emulator) = emulator() else { return };
+    once(|_| {
+        let load = |split| Spec::Synthetic { n: 200 }.load(split, 0).unwrap().take(64);
+        let (train, test) = (load(Split::Train), load(Split::Test));
+        let mut config = Config::new(Arch::Small, train.image_shape(), train.classes().len());
+        config.width = 2;
+        let mut model = Model::new(config, 3).unwrap();
+        let gpu = open_pooled();
+        model.to(&Device::Gpu(gpu.clone()), DType::F32).unwrap();
+        let large = Settings {
+            batch: 64,
+            ..settings(1)
+        };
+        let mut trainer = Trainer::new(&mut model, &train, &test, large).unwrap();
+        emulator.set_memory_limit(emulator.memory_used() + (2 << 20));
+        let result = trainer.run(&false.into(), &mut |_, _| Ok(()));
+        emulator.set_memory_limit(16 << 30);
+        let text = result.unwrap_err().to_string();
+        let fits = ["; a batch of 32 rows fits", "; a batch of 16 rows fits"];
+        assert!(fits.iter().any(|fits| text.ends_with(fits)), "{text}");
+    });
 }

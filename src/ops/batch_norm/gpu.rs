@@ -5,6 +5,9 @@ use crate::gpu::{Gpu, Ptr};
 use crate::ops::spans::{reuse, span, span_of};
 use crate::tensor::{DType, Shape, Tensor};
 
+/// Channels whose statistics a block merges, as the kernels have it.
+const MERGED: usize = 2;
+
 /// Pixels over which a thread of a reduction adds up in f32.
 pub(in crate::ops) const PIXELS: usize = 64;
 
@@ -56,7 +59,7 @@ pub(in crate::ops) fn train(
     let mut inv_std = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
     kernels::batch_norm_finish(
         gpu,
-        [c.div_ceil(8) as u32, 1, 1],
+        [c.div_ceil(MERGED) as u32, 1, 1],
         0,
         mean.ptr_mut()?,
         inv_std.ptr_mut()?,
@@ -138,7 +141,7 @@ pub(in crate::ops) fn finish_sums(
     };
     kernels::batch_norm_finish_sums(
         gpu,
-        [c.div_ceil(8) as u32, 1, 1],
+        [c.div_ceil(MERGED) as u32, 1, 1],
         0,
         dgamma,
         dbeta,
