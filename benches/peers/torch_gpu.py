@@ -1,10 +1,10 @@
-"""PyTorch on a GPU, on the cases of benches/gpu.rs and on whole steps: one CSV line for each.
+"""PyTorch on a GPU, on the cases of benches/gpu and on whole steps: one CSV line for each.
 
     python benches/peers/torch_gpu.py [--seconds N] [--only TEXT]... [--out FILE] [--list]
 
     case,microseconds,note
 
-A case that benches/gpu.rs has too bears the same name. Cases run in order until the seconds are used
+A case that benches/gpu has too bears the same name. Cases run in order until the seconds are used
 up; what was left out is said on standard error. PyTorch is given its best: channels_last,
 cudnn.benchmark, fused optimisers, inputs of random numbers, 16-bit copies of the weights. f32 is f32
 (TF32 off); the "tf32" cases allow it. Times are medians by CUDA events over groups of calls.

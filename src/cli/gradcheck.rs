@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use noiseforge::gradcheck::{Report, catalog};
 use serde_json::json;
 
-use super::common::say;
+use super::common::{DeviceArg, DeviceChoice, say};
 
 /// Check every op's gradient against differences in double precision.
 #[derive(Debug, clap::Args)]
@@ -16,6 +16,8 @@ pub struct Args {
     /// Only this op (all of them without it).
     #[arg(long, value_name = "NAME")]
     op: Option<String>,
+    #[command(flatten)]
+    device: DeviceArg,
 }
 
 /// Prints a line per op and input; an error if a gradient is wrong or the op is unknown.
@@ -23,6 +25,9 @@ pub struct Args {
 /// With `json`: `{"passed", "checks": [{"op", "check", "input", "shape", "directions", "skipped",
 /// "worst_relative_error", "tolerance", "passed"}]}`; an error that is not finite is null.
 pub fn run(args: &Args, json: bool) -> anyhow::Result<()> {
+    if let DeviceChoice::Cuda(_) = args.device.device {
+        bail!("--device: gradients are checked in double precision, on the CPU");
+    }
     let mut checks = catalog::all();
     if let Some(op) = &args.op {
         let known: Vec<_> = checks.iter().map(|(name, _)| *name).collect();

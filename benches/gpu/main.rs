@@ -1,7 +1,11 @@
 //! Every kernel on the GPU, timed by the device's own clock: time, GB/s or TFLOP/s, and the share of
 //! what this device was measured to do; the fused ops beside the unfused ones in the same run.
 //!
+//! `cargo bench --bench gpu -- TEXT` runs the cases whose name contains TEXT;
 //! `NOISEFORGE_BENCH_CSV=FILE` also writes the table as CSV. Without a GPU it says so and ends.
+
+mod ops;
+mod steps;
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -11,8 +15,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use criterion::{Criterion, Throughput};
 use noiseforge::gpu::{Gpu, Timer};
-use noiseforge::models::{Arch, Config, Model};
-use noiseforge::nn::{Grads, Mode, Pass};
 use noiseforge::ops::batch_norm::{self, Activation, Running};
 use noiseforge::ops::conv2d::{self, Conv2d};
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
@@ -24,6 +26,8 @@ use noiseforge::{Shape, Tensor};
 
 /// Images of a batch.
 const BATCH: usize = 128;
+/// What memory-bound ops work on: 67 million values, several times the second-level cache.
+const LARGE: Shape = Shape::new(1024, 32, 32, 64);
 
 /// What bounds an op.
 #[derive(Clone, Copy)]
@@ -47,12 +51,21 @@ struct Bench {
     timer: Timer,
     lines: RefCell<Vec<Line>>,
     csv: Option<RefCell<File>>,
+    /// Cases whose names do not contain this are left out.
+    filter: Option<String>,
 }
 
 impl Bench {
+    fn wanted(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|text| name.contains(text))
+    }
+
     /// `call` must not wait for the device. Criterion chooses how often it is repeated between two
     /// events, so that launches overlap as they do in a network.
     fn case(&self, name: &str, work: Work, mut call: impl FnMut() -> Result<()>) -> Result<()> {
+        if !self.wanted(name) {
+            return Ok(());
+        }
         // Loads the kernels, fills the pool, and shows an error once.
         call().with_context(|| name.to_string())?;
         self.gpu.synchronize()?;
@@ -131,7 +144,7 @@ fn noise_of(rows: usize, normals: Normals) -> Noise {
 
 /// Copying is what memory-bound kernels are measured against.
 fn ceilings(b: &Bench) -> Result<()> {
-    let x = b.values(Shape::new(1024, 32, 32, 64), DType::F32, 1)?;
+    let x = b.values(LARGE, DType::F32, 1)?;
     let mut y = x.zeros_like()?;
     b.case("copy 256 MiB", Work::Bytes(2 * 4 * x.shape().len()), || {
         Ok(y.copy_from(&x)?)
@@ -139,7 +152,7 @@ fn ceilings(b: &Bench) -> Result<()> {
 }
 
 fn memory_bound(b: &Bench) -> Result<()> {
-    let shape = Shape::new(1024, 32, 32, 64);
+    let shape = LARGE;
     let n = shape.len();
     for dtype in [DType::F32, DType::BF16] {
         let size = dtype.size();
@@ -260,45 +273,6 @@ fn convolutions(b: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// Forward and backward of whole networks; 6 and 2 GFLOP an image are VGG16's.
-fn networks(b: &Bench) -> Result<()> {
-    let input = Shape::new(1, 32, 32, 3);
-    for dtype in [DType::F32, DType::BF16] {
-        let (arch, flops) = (Arch::Vgg16, 626_000_000);
-        let config = Config::new(arch, input, 10).with_noise(0.2, 0.1);
-        let mut model = Model::new(config, 0)?;
-        model.to(&Device::Gpu(b.gpu.clone()), dtype)?;
-        let x = b.values(input.with_n(BATCH), DType::F32, 1)?;
-        let dy = b.values(Shape::new(BATCH, 1, 1, 10), DType::F32, 2)?;
-        let key = Key::consecutive(0, Purpose::Train, 0, BATCH, 0);
-        let pass = |mode, record| Pass {
-            mode,
-            noise: Some(key.clone()),
-            record,
-        };
-        let work = |passes: usize| Work::Flops(passes * flops * BATCH);
-        b.case(&format!("{arch} forward {dtype}"), work(1), || {
-            model.forward(x.clone(), &pass(Mode::Eval, false))?;
-            Ok(())
-        })?;
-        b.case(
-            &format!("{arch} forward and input gradient {dtype}"),
-            work(2),
-            || {
-                model.forward(x.clone(), &pass(Mode::Eval, true))?;
-                model.backward(dy.clone(), Grads::InputOnly)?;
-                Ok(())
-            },
-        )?;
-        b.case(&format!("{arch} training pass {dtype}"), work(3), || {
-            model.forward(x.clone(), &pass(Mode::Train, true))?;
-            model.backward(dy.clone(), Grads::Accumulate)?;
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
 impl Line {
     /// GB/s or TFLOP/s.
     fn rate(&self) -> f64 {
@@ -363,11 +337,13 @@ fn main() -> Result<()> {
         gpu,
         lines: RefCell::new(Vec::new()),
         csv,
+        filter: std::env::args().skip(1).find(|arg| !arg.starts_with('-')),
     };
     ceilings(&bench)?;
     memory_bound(&bench)?;
     convolutions(&bench)?;
-    networks(&bench)?;
+    ops::all(&bench, LARGE)?;
+    steps::all(&bench)?;
     report(&bench);
     Ok(())
 }
