@@ -140,10 +140,10 @@ impl DeviceRun {
         Ok(())
     }
 
-    /// Builds the optimiser's table, anew if a tensor moved since: then graphs are stale, too.
+    /// Builds the optimiser's table before the first step. It holds for the whole run: whatever
+    /// replaces weights or velocities writes them in place.
     fn find_tensors(&mut self, model: &mut Model, optimizer: &mut Sgd) -> Result<()> {
         if self.tensors.is_some() {
-            // Whatever replaces weights or velocities writes them in place.
             return Ok(());
         }
         let mut slots = Slots::default();
@@ -250,15 +250,6 @@ impl DeviceRun {
             });
         model.load_checkpoint("before".as_ref(), &before).ok()?;
         fits
-    }
-}
-
-impl std::fmt::Debug for Stage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Stage::Warm => "warm",
-            Stage::Captured(_) => "captured",
-        })
     }
 }
 
