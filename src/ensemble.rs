@@ -45,9 +45,9 @@ pub trait Differentiable: Classifier {
 
 /// Random self-ensemble: `n` draws of the network's noise are `n` rows of one batch.
 ///
-/// Draw `j` of an image whose [`Row`](crate::ops::noise::Row) says draw `d` is the network's draw `d * n + j`, so successive
-/// steps of an attack never meet a draw twice. With one draw, or in a network without noise, this is
-/// the network itself.
+/// Draw `j` of an image whose [`Row`](crate::ops::noise::Row) says draw `d` is the network's draw
+/// `d * n + j`, so successive steps of an attack never meet a draw twice. With one draw, or in a
+/// network without noise, this is the network itself.
 pub struct Ensemble<'m> {
     model: &'m mut Model,
     /// The user's seed.

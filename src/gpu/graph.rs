@@ -1,6 +1,7 @@
 //! A captured sequence of launches, replayed by one call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::{CudaGraph, sys};
 
@@ -71,5 +72,42 @@ impl Graph {
             done.map_err(|e| self.gpu.fault("a graph", e))?;
         }
         Ok(())
+    }
+}
+
+/// How long the host lets the device run ahead of it before it looks how the work stands.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Work that is repeated step by step: done as it is the first time (kernels load, the pool takes
+/// its memory), recorded the second time, replayed from then on.
+#[derive(Default)]
+pub(crate) enum Repeated {
+    #[default]
+    New,
+    Warm,
+    Recorded(Graph),
+}
+
+impl Repeated {
+    /// Does the work once more. Returns whether it was replayed, so that `work` was not called.
+    ///
+    /// Errors: what `work` returns; the driver refuses the graph.
+    pub fn run(&mut self, gpu: &Gpu, work: impl FnOnce() -> Result<()>) -> Result<bool> {
+        match self {
+            Repeated::New => {
+                work()?;
+                *self = Repeated::Warm;
+            }
+            Repeated::Warm => {
+                let (graph, ()) = gpu.capture(work)?;
+                graph.launch()?;
+                *self = Repeated::Recorded(graph);
+            }
+            Repeated::Recorded(graph) => {
+                graph.launch()?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

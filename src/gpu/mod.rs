@@ -16,6 +16,7 @@ mod timer;
 
 pub use device::{Gpu, Options, Properties, count, kernels_missing};
 pub use graph::Graph;
+pub(crate) use graph::{LOOK_EVERY, Repeated};
 pub use launch::{Kernel, launch};
 pub(crate) use launch::{blocks as launch_blocks, size as launch_size};
 pub use memory::{Buffer, Elem, Element, MemoryUse, Ptr};

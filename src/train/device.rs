@@ -2,12 +2,12 @@
 //! graph, replayed; the host waits only when it wants to know how the run stands.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Progress, Settings};
 use crate::data::{Dataset, DeviceData, Plan};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Graph};
+use crate::gpu::{Gpu, LOOK_EVERY, Repeated};
 use crate::models::Model;
 use crate::nn::{Entry, Grads, Mode, Pass};
 use crate::ops::loss::{Metrics, Totals, cross_entropy_step};
@@ -16,16 +16,6 @@ use crate::ops::sgd;
 use crate::ops::step::{self, Cursor, LearningRates, LossScale, MultiTensor, Scale, Slots};
 use crate::optim::Sgd;
 use crate::tensor::DType;
-
-/// How long the host lets the device run ahead before it looks how the run stands.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// A step of so many rows.
-enum Stage {
-    /// Has run once: kernels are loaded, the pool holds its memory.
-    Warm,
-    Captured(Graph),
-}
 
 /// What a run keeps on the device.
 pub(super) struct DeviceRun {
@@ -37,7 +27,8 @@ pub(super) struct DeviceRun {
     metrics: Metrics,
     scale: LossScale,
     tensors: Option<MultiTensor>,
-    stages: HashMap<usize, Stage>,
+    /// The step, by its number of rows: an epoch's last batch may have fewer.
+    steps: HashMap<usize, Repeated>,
     /// The epoch the plan and the rates are of.
     epoch: Option<u32>,
     /// Steps replayed since batch norm's counts were last brought up to date.
@@ -56,7 +47,7 @@ impl DeviceRun {
             metrics: Metrics::new(gpu)?,
             scale: LossScale::new(gpu, dtype)?,
             tensors: None,
-            stages: HashMap::new(),
+            steps: HashMap::new(),
             epoch: None,
             replayed: 0,
             looked: None,
@@ -121,22 +112,12 @@ impl DeviceRun {
         rows: usize,
     ) -> Result<()> {
         self.find_tensors(model, optimizer)?;
-        match self.stages.get(&rows) {
-            Some(Stage::Captured(graph)) => {
-                graph.launch()?;
-                self.replayed += 1;
-            }
-            Some(Stage::Warm) => {
-                let gpu = self.gpu.clone();
-                let (graph, ()) = gpu.capture(|| self.launch(model, settings, rows, true))?;
-                graph.launch()?;
-                self.stages.insert(rows, Stage::Captured(graph));
-            }
-            None => {
-                self.launch(model, settings, rows, true)?;
-                self.stages.insert(rows, Stage::Warm);
-            }
-        }
+        let gpu = self.gpu.clone();
+        let mut step = self.steps.remove(&rows).unwrap_or_default();
+        let replayed = step.run(&gpu, || self.launch(model, settings, rows, true));
+        self.steps.insert(rows, step);
+        // Where the pass itself ran or was recorded, batch norm has counted.
+        self.replayed += u64::from(replayed?);
         Ok(())
     }
 
@@ -241,7 +222,7 @@ impl DeviceRun {
         settings: &Settings,
         rows: usize,
     ) -> Option<usize> {
-        self.stages.clear();
+        self.steps.clear();
         let before = model.checkpoint().ok()?;
         let fits = std::iter::successors(Some(rows / 2), |r| Some(r / 2))
             .take_while(|&r| r >= 2)

@@ -1,14 +1,14 @@
 //! One minimisation on a GPU: every row's state lives there, and a step is one graph, replayed. The
 //! host waits only to tell how far the attack is and to let rows go that are done.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::descent::{Descended, Descent, Last};
 use super::{put_row, row};
 use crate::attacks::Criterion;
 use crate::ensemble::Differentiable;
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Gpu, Graph};
+use crate::gpu::{Buffer, Gpu, LOOK_EVERY, Repeated};
 use crate::ops::adam::Adam;
 use crate::ops::margin::{self, Direction, Margin};
 use crate::ops::noise::Row;
@@ -19,9 +19,6 @@ use crate::tensor::DType;
 /// it changes no bit of the others'.
 const SCALE: f32 = 64.0;
 
-/// How long the host lets the device run ahead.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
 /// The rows of one batch that still run.
 struct Running {
     /// Which image each row is.
@@ -29,7 +26,7 @@ struct Running {
     iterates: Iterates,
     classes: Buffer<u32>,
     margins: Buffer<Margin>,
-    graph: Option<Graph>,
+    repeated: Repeated,
 }
 
 impl Running {
@@ -40,7 +37,7 @@ impl Running {
             classes: gpu.upload(&classes)?,
             images,
             iterates,
-            graph: None,
+            repeated: Repeated::default(),
         })
     }
 
@@ -63,26 +60,18 @@ impl Running {
         iterates.step(&df, margins, SCALE)
     }
 
-    /// Step number `step` of this batch, counted from 0: run once as it is, then captured.
+    /// The next step, replayed once it is recorded.
     fn advance(
         &mut self,
         gpu: &Gpu,
         net: &mut dyn Differentiable,
         criterion: &Criterion,
         kappa: f64,
-        step: u32,
     ) -> Result<()> {
-        let direction = criterion.direction();
-        match &self.graph {
-            _ if step == 0 => self.step(net, direction, kappa),
-            Some(graph) => graph.launch(),
-            None => {
-                let (graph, ()) = gpu.capture(|| self.step(net, direction, kappa))?;
-                graph.launch()?;
-                self.graph = Some(graph);
-                Ok(())
-            }
-        }
+        let mut repeated = std::mem::take(&mut self.repeated);
+        let result = repeated.run(gpu, || self.step(net, criterion.direction(), kappa));
+        self.repeated = repeated;
+        result.map(drop)
     }
 
     /// Takes the results of `rows` over.
@@ -142,10 +131,8 @@ pub(super) fn run(
     };
 
     let mut looked = Instant::now();
-    // The first step of the rows that run now.
-    let mut first = 0;
     for step in 0..params.steps {
-        running.advance(gpu, net, criterion, params.kappa, step - first)?;
+        running.advance(gpu, net, criterion, params.kappa)?;
         let checked = abort_early && step % check_every == 0;
         if checked || looked.elapsed() > LOOK_EVERY {
             let state = running.iterates.read()?;
@@ -162,7 +149,6 @@ pub(super) fn run(
                 let images = keep.iter().map(|&r| running.images[r]).collect();
                 let iterates = running.iterates.gather(&keep)?;
                 running = Running::new(gpu, images, iterates, criterion.classes())?;
-                first = step + 1;
             }
         }
         progress(step + 1)?;
