@@ -31,10 +31,28 @@ __device__ __forceinline__ Range covering(uint32_t at, const Window &win, uint32
   return {begin, min(at / win.stride + 1, out)};
 }
 
+/// The first largest element of eight windows, and its number.
+struct Largest {
+  float value[8] = {};
+  uint32_t first[8] = {};
+
+  /// Element `e`, in order from 0.
+  __device__ __forceinline__ void see(const float (&v)[8], uint32_t e) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      bool take = e == 0 || v[j] > value[j] || isnan(v[j]);
+      value[j] = take ? v[j] : value[j];
+      first[j] = take ? e : first[j];
+    }
+  }
+};
+
 }  // namespace pool2d
 
-/// y and, per output, the number i k + j of the first largest element; a NaN wins. `span` goes over y.
-template <class T, bool VECTOR>
+/// y and, per output, the number i k + j of the first largest element; a NaN wins. `span` goes over y. K: the
+/// window's size, 0 any; of a known one all loads are under way before the first is compared.
+// instances: K = 0 2
+template <class T, bool VECTOR, int K>
 KERNEL(256) pool2d_max_forward(T *y, uint8_t *argmax, const T *x, Window win, Divisor oh, Divisor ow, Span span) {
   Place<VECTOR> p = place<VECTOR>(span);
   uint32_t n = pixel_count(span, p);
@@ -42,23 +60,29 @@ KERNEL(256) pool2d_max_forward(T *y, uint8_t *argmax, const T *x, Window win, Di
     uint32_t pixel = p.first + i * p.rows;
     pool2d::Pixel at = pool2d::pixel(pixel, oh, ow);
     uint32_t from = (at.n * win.h + at.i * win.stride) * win.w + at.j * win.stride;
-    float best[8] = {};
-    uint32_t first[8] = {};
-    uint32_t e = 0;
-    for (uint32_t wi = 0; wi < win.k; wi++) {
-      for (uint32_t wj = 0; wj < win.k; wj++, e++) {
-        float v[8];
-        load8(v, x + offset(span, p, from + wi * win.w + wj), p);
+    pool2d::Largest largest;
+    if constexpr (K > 0) {
+      Raw8<T> raw[K * K];
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          bool take = e == 0 || v[j] > best[j] || isnan(v[j]);
-          best[j] = take ? v[j] : best[j];
-          first[j] = take ? e : first[j];
+      for (int e = 0; e < K * K; e++) raw[e] = load_raw(x + offset(span, p, from + e / K * win.w + e % K), p);
+#pragma unroll
+      for (int e = 0; e < K * K; e++) {
+        float v[8];
+        unpack(v, raw[e]);
+        largest.see(v, e);
+      }
+    } else {
+      uint32_t e = 0;
+      for (uint32_t wi = 0; wi < win.k; wi++) {
+        for (uint32_t wj = 0; wj < win.k; wj++, e++) {
+          float v[8];
+          load8(v, x + offset(span, p, from + wi * win.w + wj), p);
+          largest.see(v, e);
         }
       }
     }
-    store8(y + offset(span, p, pixel), best, p);
-    store_bytes(argmax + offset(span, p, pixel), first, p);
+    store8(y + offset(span, p, pixel), largest.value, p);
+    store_bytes(argmax + offset(span, p, pixel), largest.first, p);
   }
 }
 

@@ -42,10 +42,12 @@ pub(super) fn max_forward(
     let (to, bytes) = (y.ptr_mut()?, argmax.bytes.ptr());
     let (oh, ow) = (divisor(shape.h), divisor(shape.w));
     let window = window(x.shape(), pool);
+    let unrolled = if pool.k == 2 { 2 } else { 0 };
     kernels::pool2d_max_forward(
         gpu,
         x.dtype(),
         span.vector(),
+        unrolled,
         grid,
         0,
         to,
