@@ -25,6 +25,12 @@ pub struct Options {
     /// Wait after every launch, so that a fault names its kernel. The default is whether
     /// `NOISEFORGE_SYNC` is set to something other than 0.
     pub synchronous: bool,
+    /// Convolutions of f32 tensors may round their operands to tf32, for the tensor cores: 10 bits
+    /// of mantissa, f32 sums.
+    pub tf32: bool,
+    /// How tensor cores' convolutions are cut, where a choice fits: a number of
+    /// `ops::conv2d`'s. `None`: the cheapest.
+    pub blocking: Option<u32>,
     /// Machine code of a kernel file by its name; by default this build's.
     pub code: fn(&str) -> Option<&'static [u8]>,
 }
@@ -34,6 +40,8 @@ impl Default for Options {
         Options {
             reuse_memory: true,
             synchronous: std::env::var_os("NOISEFORGE_SYNC").is_some_and(|v| v != "0"),
+            tf32: false,
+            blocking: None,
             code: |stem| {
                 let found = fatbins::FATBINS.iter().find(|(name, _)| *name == stem);
                 found.map(|(_, code)| *code)
@@ -237,6 +245,11 @@ impl Gpu {
     /// Its number, as in `cuda:0`.
     pub fn ordinal(&self) -> usize {
         self.0.context.ordinal()
+    }
+
+    /// How it was opened.
+    pub(crate) fn options(&self) -> &Options {
+        &self.0.options
     }
 
     /// What is known of it.

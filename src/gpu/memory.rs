@@ -69,6 +69,11 @@ impl Ptr {
         }
     }
 
+    /// The same address, where elements of another type stand.
+    pub(crate) const fn with_elem(self, elem: Elem) -> Self {
+        Ptr { elem, ..self }
+    }
+
     /// The address `bytes` further on.
     pub(crate) const fn offset(self, bytes: usize) -> Self {
         Ptr {

@@ -39,7 +39,8 @@ impl Case {
     pub fn inputs(&self, dtype: DType) -> Inputs {
         Inputs {
             x: rounded(&values(self.x, 1), dtype),
-            w: values(self.w, 2),
+            // The tensor cores round the weights to the type of the activations.
+            w: rounded(&values(self.w, 2), dtype),
             b: values(Shape::vector(self.w.n), 3),
             dy: rounded(&values(self.y, 4), dtype),
             dw: values(self.w, 5),
@@ -313,10 +314,8 @@ fn linear_layers_are_convolutions_of_one_pixel() {
             let (x_shape, y_shape) = (Shape::new(n, 1, 1, c_in), Shape::new(n, 1, 1, c_out));
             let x = rounded(&values(x_shape, 1), dtype);
             let dy = rounded(&values(y_shape, 2), dtype);
-            let (w, b) = (
-                values(Shape::new(c_out, 1, 1, c_in), 3),
-                values(Shape::vector(c_out), 4),
-            );
+            let w = rounded(&values(Shape::new(c_out, 1, 1, c_in), 3), dtype);
+            let b = values(Shape::vector(c_out), 4);
             let all = |activation: &dyn Fn(&Tensor) -> Result<Tensor>,
                        parameter: &dyn Fn(&Tensor) -> Result<Tensor>| {
                 let (x, dy, w, b) = (

@@ -67,6 +67,21 @@ pub fn open() -> Gpu {
     open_with(false)
 }
 
+/// The same device with other options.
+pub fn open_as(options: Options) -> Gpu {
+    let code = match emulated() {
+        true => |_: &str| Some(&[0u8; 16][..]),
+        false => Options::default().code,
+    };
+    let reuse_memory = !emulated();
+    let options = Options {
+        reuse_memory,
+        code,
+        ..options
+    };
+    Gpu::open_with(0, options).unwrap()
+}
+
 /// The same device with the pool that programs have.
 pub fn open_pooled() -> Gpu {
     open_with(true)
@@ -81,7 +96,7 @@ pub fn run(case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Vec<Tensor> {
 
 /// [`run`] on devices that `open` opens.
 #[track_caller]
-pub fn run_with(open: fn() -> Gpu, case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Vec<Tensor> {
+pub fn run_with(open: impl Fn() -> Gpu, case: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Vec<Tensor> {
     let _one = exclusive();
     let modes: Vec<Option<Mode>> = match emulated() {
         true => Mode::ALL.iter().copied().map(Some).collect(),

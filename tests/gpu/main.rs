@@ -20,3 +20,4 @@ mod relu;
 mod sgd;
 mod tanh_space;
 mod tensor;
+mod tensor_cores;

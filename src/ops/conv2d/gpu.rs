@@ -1,12 +1,41 @@
 //! Convolutions on a GPU: a plan and a launch for each. Arguments are checked by the callers.
+//!
+//! 16-bit types (and f32, where tf32 is allowed) go to the tensor cores if their shape fits, the rest to
+//! the CUDA cores.
 
+use super::mma::{self, Demands, Operands};
 use super::{Conv2d, plan};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
 use crate::ops::noise::Noise;
 use crate::ops::noise::gpu::Fused;
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::{DType, Shape, Tensor};
+
+/// The plan for the tensor cores; `None`: not there.
+#[allow(clippy::too_many_arguments)]
+pub(in crate::ops) fn tensor_cores(
+    op: &'static str,
+    gpu: &Gpu,
+    grad: bool,
+    dtype: DType,
+    x: Shape,
+    w: Shape,
+    y: Shape,
+    conv: Conv2d,
+    pool: bool,
+) -> Result<Option<mma::Plan>> {
+    let options = gpu.options();
+    if dtype == DType::F32 && !options.tf32 {
+        return Ok(None);
+    }
+    let demands = Demands {
+        pool,
+        blocking: options.blocking,
+        multiprocessors: gpu.properties().multiprocessors,
+    };
+    mma::plan(op, grad, dtype, x, w, y, conv, demands)
+}
 
 #[allow(clippy::too_many_arguments)]
 pub(super) fn forward(
@@ -19,9 +48,27 @@ pub(super) fn forward(
     y_shape: Shape,
     conv: Conv2d,
 ) -> Result<Tensor> {
-    let plan = plan::direct(op, false, x.shape(), w.shape(), y_shape, conv)?;
     let noise = Fused::new(gpu, noise, x.shape())?;
     let mut y = Tensor::uninit(gpu, y_shape, x.dtype())?;
+    let plan = tensor_cores(
+        op,
+        gpu,
+        false,
+        x.dtype(),
+        x.shape(),
+        w.shape(),
+        y_shape,
+        conv,
+        false,
+    )?;
+    if let Some(plan) = plan {
+        let packed = mma::packed(gpu, &plan, w.ptr())?;
+        let operands = Operands::plain(y.ptr_mut()?, x.ptr(), b.map(Tensor::ptr));
+        let none = Fused::new(gpu, None, y_shape)?;
+        plan.launch(gpu, &packed, &operands, plan.store(), &noise, &none)?;
+        return Ok(y);
+    }
+    let plan = plan::direct(op, false, x.shape(), w.shape(), y_shape, conv)?;
     kernels::conv2d_forward(
         gpu,
         x.dtype(),
@@ -48,8 +95,26 @@ pub(super) fn input_grad(
     x_shape: Shape,
     conv: Conv2d,
 ) -> Result<Tensor> {
-    let plan = plan::direct(op, true, x_shape, w.shape(), dy.shape(), conv)?;
     let mut dx = Tensor::uninit(gpu, x_shape, dy.dtype())?;
+    let plan = tensor_cores(
+        op,
+        gpu,
+        true,
+        dy.dtype(),
+        x_shape,
+        w.shape(),
+        dy.shape(),
+        conv,
+        false,
+    )?;
+    if let Some(plan) = plan {
+        let packed = mma::packed(gpu, &plan, w.ptr())?;
+        let none = Fused::new(gpu, None, x_shape)?;
+        let operands = Operands::plain(dx.ptr_mut()?, dy.ptr(), None);
+        plan.launch(gpu, &packed, &operands, plan.store(), &none, &none)?;
+        return Ok(dx);
+    }
+    let plan = plan::direct(op, true, x_shape, w.shape(), dy.shape(), conv)?;
     kernels::conv2d_input_grad(
         gpu,
         dy.dtype(),

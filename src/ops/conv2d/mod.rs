@@ -14,6 +14,7 @@
 mod direct;
 mod gpu;
 mod input_grad;
+pub(in crate::ops) mod mma;
 mod operand;
 mod plan;
 mod weight_grad;

@@ -13,14 +13,14 @@ const WINDOW: usize = 8;
 const MAX_KERNEL: usize = 512;
 
 /// A size as the kernels take it. Sizes and positions with their padding are counted in 31 bits.
-fn size(op: &'static str, arg: &'static str, value: usize) -> Result<u32> {
+pub(super) fn size(op: &'static str, arg: &'static str, value: usize) -> Result<u32> {
     match u32::try_from(value) {
         Ok(value) if value <= i32::MAX as u32 => Ok(value),
         _ => Err(Error::argument(op, arg, "sizes below 2^31 on a GPU", value)),
     }
 }
 
-fn dims(op: &'static str, arg: &'static str, shape: Shape) -> Result<Dims> {
+pub(super) fn dims(op: &'static str, arg: &'static str, shape: Shape) -> Result<Dims> {
     // A row's pixels and channels are counted together as well.
     size(op, arg, shape.row_len())?;
     Ok(Dims {
@@ -32,7 +32,7 @@ fn dims(op: &'static str, arg: &'static str, shape: Shape) -> Result<Dims> {
 }
 
 /// What the kernels' `patch::divide` divides by.
-fn magic(divisor: usize) -> u32 {
+pub(super) fn magic(divisor: usize) -> u32 {
     ((1usize << 31).div_ceil(divisor)) as u32
 }
 
@@ -118,7 +118,7 @@ impl Grid {
 }
 
 /// Sizes of equal parts of `len`, at most `most` each: all large ones, halves of them, and 1.
-fn parts(len: usize, most: usize) -> impl Iterator<Item = usize> {
+pub(super) fn parts(len: usize, most: usize) -> impl Iterator<Item = usize> {
     let fewest = len.div_ceil(most);
     let counts = (0..8).chain((3..).map(|i| 1 << i)).map(move |i| fewest + i);
     let mut last = 0;

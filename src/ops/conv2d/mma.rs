@@ -1,0 +1,562 @@
+//! Convolutions on tensor cores by `mma.sync`: which shapes fit, how they are cut, and the launch.
+//! The kernels are in `kernels/conv2d_mma.cu`.
+//!
+//! Whether a convolution runs here depends on its shape without the batch, so that a row has the same
+//! bits in any batch; the tile depends on everything and changes no result.
+
+use super::Conv2d;
+use super::plan::{dims, magic, parts, size};
+use crate::error::Result;
+use crate::gpu::kernels::{Epilogue, Gemm, Packing, Tile};
+use crate::gpu::kernels::{conv2d_mma as kernels, pack};
+use crate::gpu::{Buffer, Gpu, Ptr, launch_blocks};
+use crate::ops::noise::gpu::Fused;
+use crate::ops::spans::divisor;
+use crate::tensor::{DType, Shape};
+
+/// How many warps share a block, as the kernels have it.
+const WARPS: usize = 4;
+const STAGES: usize = 3;
+const MAX_TAPS: usize = 64;
+/// Bytes of a slab's row.
+const SLAB: usize = 64;
+/// Most dynamic shared memory of a block: the smallest devices have 99 KiB, tables included.
+const SHARED: usize = 92 << 10;
+
+/// A block's part of the product, by its number in the kernels (`gemm::Shape`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::ops) struct Blocking {
+    pub number: u32,
+    pub rows: usize,
+    pub cols: usize,
+    /// Warps are stacked, each as wide as the block.
+    pub tall: bool,
+    /// Rows are ordered by position: whole images, 16 or a multiple, taps on padding left out.
+    pub by_position: bool,
+    /// How much longer a product takes than with warps of 64 x 64, whose operands are used most
+    /// often: bytes of shared memory for a multiplication.
+    effort: f64,
+}
+
+const fn blocking(
+    number: u32,
+    rows: usize,
+    cols: usize,
+    tall: bool,
+    by_position: bool,
+) -> Blocking {
+    let (warp_rows, warp_cols) = match tall {
+        true => (rows / WARPS, cols),
+        false => (rows / 2, cols / 2),
+    };
+    let effort = 0.5 + 16.0 * (1.0 / warp_rows as f64 + 1.0 / warp_cols as f64);
+    Blocking {
+        number,
+        rows,
+        cols,
+        tall,
+        by_position,
+        effort,
+    }
+}
+
+const BLOCKINGS: [Blocking; 7] = [
+    blocking(0, 128, 128, false, false),
+    blocking(1, 128, 64, false, false),
+    blocking(2, 64, 64, false, false),
+    blocking(3, 128, 32, true, false),
+    blocking(4, 256, 64, true, true),
+    blocking(5, 256, 32, true, true),
+    blocking(6, 64, 64, false, true),
+];
+
+/// The blockings that f32 has kernels for.
+const TF32: [u32; 2] = [1, 3];
+
+/// What a launch does beside the convolution itself, as far as it bears on the tiles.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::ops) struct Demands {
+    /// A 2x2 max pool behind it.
+    pub pool: bool,
+    /// Only this blocking, where it fits; for tests and measurements.
+    pub blocking: Option<u32>,
+    /// Multiprocessors to fill.
+    pub multiprocessors: usize,
+}
+
+/// A launch.
+#[derive(Debug)]
+pub(in crate::ops) struct Plan {
+    pub blocking: Blocking,
+    pub gemm: Gemm,
+    pub packing: Packing,
+    pub dtype: DType,
+    pub blocks: usize,
+    /// Dynamic shared memory of a block.
+    pub shared: usize,
+    /// Stages of a block's sum: slabs that it multiplies by.
+    pub stages: usize,
+    /// What the model says, in clocks of the whole device; see [`cost`].
+    pub cost: f64,
+}
+
+/// Channels of a group, of the operand and of the result, and what a product makes of them.
+struct Channels {
+    /// Groups made dense together, and how many such supergroups.
+    merge: usize,
+    supergroups: usize,
+    /// Of a supergroup.
+    from: usize,
+    to: usize,
+    /// Windows of 8 channels in a chunk, and chunks.
+    windows: usize,
+    chunks: usize,
+    /// Units of a tap where a slab holds several taps.
+    narrow: usize,
+}
+
+fn channels(
+    from: usize,
+    to: usize,
+    groups: usize,
+    taps: usize,
+    phases: bool,
+    dtype: DType,
+) -> Option<Channels> {
+    let (from, to) = (from / groups, to / groups);
+    let least = from.min(to);
+    // A group of 4 channels wastes three quarters of the arithmetic; fewer are better off elsewhere.
+    if groups > 1 && least < 4 {
+        return None;
+    }
+    let merge = if groups == 1 {
+        1
+    } else {
+        16usize.div_ceil(least).min(groups)
+    };
+    let supergroups = groups.div_ceil(merge);
+    let (from, to) = (from * merge, to * merge);
+    // Windows begin at multiples of 8 in the tensor.
+    if supergroups > 1 && (from % 8 != 0 || to % 8 != 0) {
+        return None;
+    }
+    let units_of_window = dtype.size() / 2;
+    let windows = from.div_ceil(8);
+    let chunk = 4 / units_of_window;
+    if windows * units_of_window <= 2 && !phases {
+        let narrow = windows * units_of_window;
+        if (taps * narrow).div_ceil(4) > MAX_TAPS {
+            return None;
+        }
+        return Some(Channels {
+            merge,
+            supergroups,
+            from,
+            to,
+            windows,
+            chunks: 1,
+            narrow,
+        });
+    }
+    let chunks = windows.div_ceil(chunk);
+    Some(Channels {
+        merge,
+        supergroups,
+        from,
+        to,
+        windows: chunk,
+        chunks,
+        narrow: 0,
+    })
+}
+
+/// A convolution's shape as the plan sees it.
+struct Problem {
+    n: usize,
+    /// Rows and columns of one phase.
+    rows: usize,
+    cols: usize,
+    /// Taps of a phase, down and across.
+    taps: usize,
+    step: usize,
+    pitch: usize,
+    buffers: usize,
+    demands: Demands,
+}
+
+/// A tile with its patch.
+#[derive(Clone, Copy)]
+struct Cut {
+    images: usize,
+    rows: usize,
+    cols: usize,
+    patch_rows: usize,
+    patch_cols: usize,
+}
+
+impl Cut {
+    fn patch_pixels(&self) -> usize {
+        self.images * self.patch_rows * self.patch_cols
+    }
+
+    fn tiles(&self, problem: &Problem) -> usize {
+        problem.n.div_ceil(self.images)
+            * problem.rows.div_ceil(self.rows)
+            * problem.cols.div_ceil(self.cols)
+    }
+}
+
+/// Bytes that a tile's slabs and patches take in shared memory; the results pass through it as well.
+fn shared(blocking: &Blocking, problem: &Problem, cut: &Cut) -> usize {
+    let slabs = STAGES * blocking.cols * SLAB;
+    let patches = problem.buffers * cut.patch_pixels() * problem.pitch;
+    let sources = cut.patch_pixels() * 8;
+    let windows = if blocking.tall { 4 } else { 8 };
+    let results = blocking.rows * (windows * 8 + 8) * 4;
+    (slabs + patches + sources).max(results)
+}
+
+/// Tiles of `blocking.rows` pixels that fit.
+fn cuts(blocking: Blocking, problem: &Problem) -> Vec<Cut> {
+    if blocking.by_position {
+        let area = problem.rows * problem.cols;
+        let images = blocking.rows / area.max(1);
+        let even = problem.rows % 2 == 0 && problem.cols % 2 == 0;
+        if !even || images == 0 || images % 16 != 0 || images * area != blocking.rows {
+            return Vec::new();
+        }
+        return vec![Cut {
+            images,
+            rows: problem.rows,
+            cols: problem.cols,
+            patch_rows: problem.rows,
+            patch_cols: problem.cols,
+        }];
+    }
+    let even = |size: usize| {
+        if problem.demands.pool {
+            size.next_multiple_of(2)
+        } else {
+            size
+        }
+    };
+    let mut cuts = Vec::new();
+    for cols in parts(problem.cols, blocking.rows).map(even) {
+        if cols > blocking.rows {
+            continue;
+        }
+        for rows in parts(problem.rows, blocking.rows / cols).map(even) {
+            let images = (blocking.rows / (rows * cols)).min(problem.n);
+            if images == 0 {
+                continue;
+            }
+            cuts.push(Cut {
+                images,
+                rows,
+                cols,
+                patch_rows: (rows - 1) * problem.step + problem.taps,
+                patch_cols: (cols - 1) * problem.step + problem.taps,
+            });
+        }
+    }
+    cuts
+}
+
+/// Clocks of the whole device: what its multiprocessors take for their share of the blocks. A block
+/// multiplies, copies its patches and slabs (the model's rates are an H100's: 2,676 operations and 24
+/// bytes a clock and multiprocessor) and has its beginning and end.
+fn cost(
+    blocking: &Blocking,
+    problem: &Problem,
+    cut: &Cut,
+    stages: usize,
+    chunks: usize,
+    blocks: usize,
+) -> f64 {
+    let share = match blocking.by_position {
+        // Taps inside of the image, of a kernel of three.
+        true => {
+            let inside = |size: usize| (3 * size - 2) as f64 / (3 * size) as f64;
+            inside(problem.rows) * inside(problem.cols)
+        }
+        false => 1.0,
+    };
+    let operations = 2.0 * (blocking.rows * blocking.cols * stages * 32) as f64;
+    let product = operations * share * blocking.effort / 2676.0;
+    let bytes = chunks * cut.patch_pixels() * SLAB + stages * blocking.cols * SLAB;
+    let copies = bytes as f64 / 24.0;
+    let ends = 1500.0 + (blocking.rows * blocking.cols) as f64 / 16.0;
+    let each = product.max(copies) + ends;
+    let waves = blocks.div_ceil(problem.demands.multiprocessors.max(1));
+    each * waves as f64
+}
+
+/// From `x` to `y`; with `grad` from dy, of shape `y`, to dx. `None`: this convolution does not fit, for a
+/// reason that its batch has no part in.
+#[allow(clippy::too_many_arguments)]
+pub(in crate::ops) fn plan(
+    op: &'static str,
+    grad: bool,
+    dtype: DType,
+    x: Shape,
+    w: Shape,
+    y: Shape,
+    conv: Conv2d,
+    demands: Demands,
+) -> Result<Option<Plan>> {
+    let (from, to) = if grad { (y, x) } else { (x, y) };
+    let (k, stride) = (w.h, conv.stride);
+    let phased = grad && stride > 1;
+    let phases = if phased {
+        [stride.min(to.h), stride.min(to.w)]
+    } else {
+        [1, 1]
+    };
+    let taps = if phased { k.div_ceil(stride) } else { k };
+    if k * k > MAX_TAPS || (phased && demands.pool) {
+        return Ok(None);
+    }
+    let Some(channels) = channels(from.c, to.c, conv.groups, k * k, phased, dtype) else {
+        return Ok(None);
+    };
+    let (step, gap) = match grad {
+        true => (1, 1),
+        false if k == 1 => (1, stride),
+        false => (stride, 1),
+    };
+    let phase = |size: usize| if phased { size.div_ceil(stride) } else { size };
+    let slabs = match channels.narrow {
+        0 => channels.chunks * k * k,
+        narrow => (k * k * narrow).div_ceil(4),
+    };
+    let stages = match channels.narrow {
+        0 => channels.chunks * taps * taps,
+        _ => slabs,
+    };
+    // Patches arrive STAGES - 1 stages after their copy began, and have to get their noise in a stage
+    // before their chunk's turn. The fewest taps that a phase may have decide.
+    let fewest = if channels.narrow > 0 || !phased {
+        stages / channels.chunks
+    } else {
+        (k / stride).max(1).pow(2)
+    };
+    let buffers = match channels.chunks {
+        1 => 1,
+        _ => 1 + STAGES.div_ceil(fewest),
+    };
+    let problem = Problem {
+        n: to.n,
+        rows: phase(to.h),
+        cols: phase(to.w),
+        taps,
+        step,
+        // An odd number of 16-byte units: eight pixels lie in different banks.
+        pitch: (if channels.narrow > 0 {
+            channels.narrow * 16
+        } else {
+            SLAB
+        }) / 16
+            / 2
+            * 32
+            + 16,
+        buffers,
+        demands,
+    };
+    let same = !phased
+        && stride == 1
+        && (from.h, from.w) == (to.h, to.w)
+        && k == 3
+        && channels.narrow == 0;
+    let columns = channels.to.next_multiple_of(32);
+    let mut best: Option<(f64, Blocking, Cut, usize)> = None;
+    // A blocking that was asked for may not fit; then any does.
+    for wanted in [demands.blocking, None] {
+        for blocking in BLOCKINGS {
+            let excluded = wanted.is_some_and(|number| number != blocking.number)
+                || (blocking.by_position && !same)
+                || (dtype == DType::F32 && !TF32.contains(&blocking.number));
+            if excluded {
+                continue;
+            }
+            for cut in cuts(blocking, &problem) {
+                if shared(&blocking, &problem, &cut) > SHARED {
+                    continue;
+                }
+                let blocks = cut.tiles(&problem)
+                    * phases[0]
+                    * phases[1]
+                    * channels.supergroups
+                    * channels.to.div_ceil(blocking.cols);
+                let cost = cost(&blocking, &problem, &cut, stages, channels.chunks, blocks);
+                if best.is_none_or(|(least, ..)| cost < least) {
+                    best = Some((cost, blocking, cut, blocks));
+                }
+            }
+        }
+        if best.is_some() {
+            break;
+        }
+    }
+    let Some((cost, blocking, cut, blocks)) = best else {
+        return Ok(None);
+    };
+
+    size(op, "conv.pad", to.h.max(from.h) + 2 * conv.pad)?;
+    size(op, "conv.pad", to.w.max(from.w) + 2 * conv.pad)?;
+    size(op, "x", from.pixels().max(to.pixels()))?;
+    let windows = channels.windows;
+    let gemm = Gemm {
+        from: dims(op, if grad { "dy" } else { "x" }, from)?,
+        to: dims(op, if grad { "x_shape" } else { "y" }, to)?,
+        k: k as u32,
+        stride: size(op, "conv.stride", stride)?,
+        pad: size(op, "conv.pad", conv.pad)?,
+        grad: grad.into(),
+        row_phases: phases[0] as u32,
+        col_phases: phases[1] as u32,
+        supergroups: channels.supergroups as u32,
+        from_channels: channels.from as u32,
+        to_channels: channels.to as u32,
+        blocks: channels.to.div_ceil(blocking.cols) as u32,
+        slab_rows: columns as u32,
+        slabs: slabs as u32,
+        narrow: channels.narrow as u32,
+        chunks: channels.chunks as u32,
+        log_windows: windows.next_power_of_two().trailing_zeros(),
+        tile: Tile {
+            images: cut.images as u32,
+            rows: cut.rows as u32,
+            cols: cut.cols as u32,
+            row_magic: magic(cut.rows),
+            col_magic: magic(cut.cols),
+            down: problem.rows.div_ceil(cut.rows) as u32,
+            across: problem.cols.div_ceil(cut.cols) as u32,
+        },
+        patch_rows: cut.patch_rows as u32,
+        patch_cols: cut.patch_cols as u32,
+        patch_row_magic: magic(cut.patch_rows),
+        patch_col_magic: magic(cut.patch_cols),
+        patch_pixels: cut.patch_pixels() as u32,
+        pitch: problem.pitch as u32,
+        step: step as u32,
+        gap: gap as u32,
+        buffers: buffers as u32,
+        vectors: from.c.is_multiple_of(8).into(),
+    };
+    let packing = Packing {
+        rows_group: (to.c / conv.groups) as u32,
+        channels_group: (from.c / conv.groups) as u32,
+        taps: (k * k) as u32,
+        groups: conv.groups as u32,
+        merge: channels.merge as u32,
+        rows: columns as u32,
+        slabs: slabs as u32,
+        supergroups: channels.supergroups as u32,
+        narrow: channels.narrow as u32,
+        transposed: grad.into(),
+    };
+    size(op, "x", blocks)?;
+    Ok(Some(Plan {
+        blocking,
+        gemm,
+        packing,
+        dtype,
+        blocks,
+        shared: shared(&blocking, &problem, &cut),
+        stages,
+        cost,
+    }))
+}
+
+/// Weights in the order in which a plan reads them. They serve any batch.
+pub(in crate::ops) fn packed(gpu: &Gpu, plan: &Plan, w: Ptr) -> Result<Buffer<u8>> {
+    let p = plan.packing;
+    let pieces = p.supergroups as usize * p.slabs as usize * p.rows as usize * 4;
+    let mut packed = gpu.alloc::<u8>(pieces * 16)?;
+    let to = packed.ptr_mut().with_elem(plan.dtype.elem());
+    let grid = [launch_blocks("conv2d", pieces, 256)?, 1, 1];
+    pack::pack_weights(gpu, plan.dtype, grid, 0, to, w, p)?;
+    Ok(packed)
+}
+
+/// What a launch reads and writes; null is nothing.
+pub(in crate::ops) struct Operands {
+    pub y: Ptr,
+    pub x: Ptr,
+    pub bias: Ptr,
+    pub residual: Ptr,
+    pub mask: Ptr,
+    pub argmax: Ptr,
+    /// The batch norm's statistics: `[chunks, 3, c]` and `[chunks]`; see [`Plan::chunks`].
+    pub partial: Ptr,
+    pub counts: Ptr,
+}
+
+impl Operands {
+    /// The convolution alone.
+    pub fn plain(y: Ptr, x: Ptr, bias: Option<Ptr>) -> Self {
+        let null = Ptr::null();
+        Operands {
+            y,
+            x,
+            bias: bias.unwrap_or(null),
+            residual: null,
+            mask: null,
+            argmax: null,
+            partial: null,
+            counts: null,
+        }
+    }
+}
+
+impl Plan {
+    /// Parts in which the statistics come.
+    pub fn chunks(&self) -> usize {
+        let tiles = self.blocks / (self.gemm.blocks * self.gemm.supergroups) as usize;
+        tiles * if self.blocking.tall { WARPS } else { 2 }
+    }
+
+    /// An epilogue that only stores.
+    pub fn store(&self) -> Epilogue {
+        let to = self.gemm.to;
+        Epilogue {
+            low: f32::NEG_INFINITY,
+            cap: f32::INFINITY,
+            pool: 0,
+            noise: 0,
+            vectors: to.c.is_multiple_of(8).into(),
+            image: divisor((to.h * to.w) as usize),
+        }
+    }
+
+    /// `noise` is drawn in the operand load, `next` behind everything.
+    pub fn launch(
+        &self,
+        gpu: &Gpu,
+        packed: &Buffer<u8>,
+        o: &Operands,
+        epilogue: Epilogue,
+        noise: &Fused,
+        next: &Fused,
+    ) -> Result<()> {
+        let grid = [self.blocks as u32, 1, 1];
+        let noisy = noise.mode != 0;
+        let precise = u32::from(noise.mode == 2);
+        let number = self.blocking.number;
+        let shared = self.shared as u32;
+        let w = packed.ptr().with_elem(self.dtype.elem());
+        macro_rules! launch {
+            ($kernel:ident $(, $dtype:expr)?) => {
+                kernels::$kernel(
+                    gpu, $($dtype,)? noisy, number, grid, shared, o.y, o.x, w, o.bias, o.residual, o.mask,
+                    o.argmax, o.partial, o.counts, self.gemm, epilogue, noise.rows, precise, noise.draw,
+                    next.rows, next.draw,
+                )
+            };
+        }
+        match self.dtype {
+            DType::F32 => launch!(conv2d_tf32),
+            dtype => launch!(conv2d_mma, dtype),
+        }
+    }
+}
