@@ -149,6 +149,7 @@ fn fused(plan: &Plan, mut v: Values, record: bool) -> Result<Vec<Tensor>> {
         Front::Train => Norm::Train {
             affine,
             running: &mut v.running,
+            partials: None,
         },
         Front::Eval => Norm::Eval {
             affine,
