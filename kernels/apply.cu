@@ -2,7 +2,8 @@
 // optional; src/ops/apply. One 16-byte load and store (f32: two) per 8 channels, nothing in between stored.
 //
 // In f32 the result has the bits of the single ops run one after another: each step is the same device
-// function, and none is contracted with the next. With 16-bit storage those round in between, this does not.
+// function, and none is contracted with the next. With 16-bit storage those round in between; this rounds in
+// front of the noise, as the convolution that draws it in its load would see its input, and at the end.
 //
 // `mask` (a bit per output, src/ops/relu) and `argmax` (a byte per output) may be null.
 #include "divide.cuh"
@@ -35,6 +36,7 @@ KERNEL(256, 3) apply_forward(T *y, uint8_t *mask, const T *x, const T *residual,
     }
     if (mask) mask[mask_offset(span, p, pixel)] = (uint8_t)mask8(v, low, cap);
     if (NOISE > 0) {
+      round8<T>(v);
       Division row = divide_rest(pixel, row_pixels);
       noise::add<NOISE == 2>(v, draw, rows[row.quotient], row.remainder, p.group);
     }
@@ -85,6 +87,7 @@ KERNEL(256) apply_pool(T *y, uint8_t *argmax, uint8_t *mask, const T *x, const f
     if (argmax) store_bytes(argmax + at, first, p);
     if (mask) mask[mask_offset(span, p, pixel)] = (uint8_t)mask8(best, low, cap);
     if (NOISE > 0) {
+      round8<T>(best);
       uint32_t in_image = pixel - from.image * (ow.divisor * oh.divisor);
       noise::add<NOISE == 2>(best, draw, rows[from.image], in_image, p.group);
     }

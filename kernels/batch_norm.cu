@@ -99,26 +99,29 @@ __device__ __forceinline__ double sum_chunks(double v, double (&tile)[256]) {
   return sum;
 }
 
-/// All blocks' statistics merged, `chunk` pixels each but for the last: mean and 1 / sqrt(var + eps) with the
-/// biased variance; the running estimates move by `momentum`, the variance to the unbiased one.
-/// MERGED channels a block.
+/// All parts of the statistics merged, `partial` being [chunks, 3, c]: mean and 1 / sqrt(var + eps) with the
+/// biased variance; the running estimates move by `momentum`, the variance to the unbiased one. A part is of
+/// `counts[i]` pixels, without counts (null) of `chunk`, but for the last. MERGED channels a block.
 KERNEL(256) batch_norm_finish(float *mean, float *inv_std, float *running_mean, float *running_var,
-                              const float *partial, uint32_t pixels, uint32_t c, uint32_t chunk, double momentum,
-                              double eps) {
+                              const float *partial, const uint32_t *counts, uint32_t pixels, uint32_t c,
+                              uint32_t chunks, uint32_t chunk, double momentum, double eps) {
   GPU_SHARED(double, tile, [256]);
   uint32_t channel = blockIdx.x * MERGED + threadIdx.x % MERGED;
-  uint32_t chunks = channel < c ? (pixels + chunk - 1) / chunk : 0;
+  if (channel >= c) chunks = 0;
   double sum = 0.0;
   for (uint32_t i = threadIdx.x / MERGED; i < chunks; i += SLOTS) {
     const float *at = partial + (uint64_t)i * 3 * c + channel;
-    sum += (double)min(chunk, pixels - i * chunk) * ((double)at[0] + (double)at[c]);
+    uint32_t count = counts ? counts[i] : min(chunk, pixels - i * chunk);
+    if (count > 0) sum += (double)count * ((double)at[0] + (double)at[c]);
   }
   double m = sum_chunks(sum, tile) / pixels;
   double squares = 0.0;
   for (uint32_t i = threadIdx.x / MERGED; i < chunks; i += SLOTS) {
     const float *at = partial + (uint64_t)i * 3 * c + channel;
+    uint32_t count = counts ? counts[i] : min(chunk, pixels - i * chunk);
+    if (count == 0) continue;
     double d = (double)at[0] + (double)at[c] - m;
-    squares += (double)at[2 * c] + (double)min(chunk, pixels - i * chunk) * (d * d);
+    squares += (double)at[2 * c] + (double)count * (d * d);
   }
   squares = sum_chunks(squares, tile);
   if (threadIdx.x >= MERGED || channel >= c) return;
@@ -132,6 +135,23 @@ KERNEL(256) batch_norm_finish(float *mean, float *inv_std, float *running_mean, 
 KERNEL(256) batch_norm_inv_std(float *inv_std, const float *var, uint32_t c, double eps) {
   uint32_t i = blockIdx.x * 256 + threadIdx.x;
   if (i < c) inv_std[i] = (float)(1.0 / sqrt((double)var[i] + eps));
+}
+
+/// Part of the convolution in front of it: w' = w gamma inv_std, b' = (b - mean) gamma inv_std + beta,
+/// inv_std = 1 / sqrt(var + eps); in f64, rounded once. `row` weights an output channel, `n` in all; b, and
+/// gamma with beta, may be null.
+KERNEL(256) batch_norm_fold(float *folded, float *shift, const float *w, const float *b, const float *gamma,
+                            const float *beta, const float *mean, const float *var, uint64_t row, uint64_t n,
+                            double eps) {
+  uint64_t i = (uint64_t)blockIdx.x * 256 + threadIdx.x;
+  if (i >= n) return;
+  uint64_t c = i / row;
+  double scale = (gamma ? (double)gamma[c] : 1.0) / sqrt((double)var[c] + eps);
+  folded[i] = (float)((double)w[i] * scale);
+  if (i % row == 0) {
+    double from = (b ? (double)b[c] : 0.0) - (double)mean[c];
+    shift[c] = (float)fma(from, scale, beta ? (double)beta[c] : 0.0);
+  }
 }
 
 /// y = min(max((x - mean) gamma inv_std + beta, low), cap)

@@ -115,6 +115,18 @@ __device__ __forceinline__ void store8(T *y, const float (&v)[8], const Place<VE
   }
 }
 
+/// Rounds to T and stays in registers: what follows sees what it would read from memory.
+template <class T>
+__device__ __forceinline__ void round8(float (&v)[8]) {
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    T two[2];
+    gpu::pack2(two, v[j], v[j + 1]);
+    v[j] = gpu::to_f32(two[0]);
+    v[j + 1] = gpu::to_f32(two[1]);
+  }
+}
+
 /// 8 bytes, one per channel.
 template <bool VECTOR>
 __device__ __forceinline__ void load_bytes(uint32_t (&v)[8], const uint8_t *x, const Place<VECTOR> &p) {

@@ -9,6 +9,7 @@ use crate::models::{Arch, Config, Model};
 use crate::nn::{Mode, Pass};
 use crate::ops::batch_norm::{self, Activation, Running};
 use crate::ops::conv2d::{self, Conv2d};
+use crate::ops::fused_conv2d::{self, Epilogue, Extras};
 use crate::ops::margin::{self, Direction};
 use crate::ops::noise::{self, Key, Noise, Normals, Purpose};
 use crate::ops::pool2d::{self, Pool2d};
@@ -24,6 +25,7 @@ pub fn all() -> Vec<(&'static str, OpChecks)> {
         ("noise", noise),
         ("conv2d", conv2d),
         ("noisy_conv2d", noisy_conv2d),
+        ("fused_conv2d", fused_conv2d),
         ("linear", linear),
         ("batch_norm", batch_norm),
         ("relu", relu),
@@ -172,6 +174,68 @@ fn noisy_conv2d() -> Result<Vec<Report>> {
         );
     }
     Ok(reports)
+}
+
+/// The fused convolution on `x`, `w`, `b`, `residual`, with noise on both sides.
+fn fused_pass(
+    i: &[Tensor],
+    conv: Conv2d,
+    activation: Activation,
+    pool: Option<Pool2d>,
+) -> Result<(Tensor, Extras)> {
+    let noise = draw(i[0].shape().n, Normals::Fast);
+    let epilogue = Epilogue {
+        residual: Some(&i[3]),
+        activation,
+        pool,
+        noise: Some(&noise),
+        record: true,
+        ..Epilogue::default()
+    };
+    fused_conv2d::forward(&i[0], Some(&noise), &i[1], Some(&i[2]), conv, &epilogue)
+}
+
+fn fused_conv2d() -> Result<Vec<Report>> {
+    let (cap, pool) = (0.9, Some(Pool2d { k: 2, stride: 2 }));
+    let mut reports = Vec::new();
+    for (name, x, c_out, k, conv) in CONVOLUTIONS {
+        let w = normal(2, Shape::new(c_out, k, k, x.c / conv.groups));
+        let v = conv.output_shape("gradcheck", x, w.shape())?;
+        let brelu = Activation::BoundedRelu(cap);
+        let report = Check::new(format!("fused_conv2d, {name}"))
+            .input("x", &normal(1, x))
+            .input("w", &w)
+            .input("b", &normal(3, Shape::vector(c_out)))
+            .input("residual", &normal(4, v))
+            .kinks(move |i| {
+                let (v, _) = fused_pass_before(i, conv)?;
+                Ok([clip_kinks(&v, cap), pixel_differences(&v)].concat())
+            })
+            .run(
+                |i| Ok(fused_pass(i, conv, brelu, pool)?.0),
+                |i, dy| {
+                    let (_, extras) = fused_pass(i, conv, brelu, pool)?;
+                    let dv = fused_conv2d::output_grad(dy.clone(), v, pool, &extras)?;
+                    let noise = draw(x.n, Normals::Fast);
+                    let (mut dw, mut db) = (zeros(&i[1]), zeros(&i[2]));
+                    noisy_conv2d::weight_grad(&dv, &i[0], &noise, &mut dw, Some(&mut db), conv)?;
+                    let dx = conv2d::input_grad(&dv, &i[1], x, conv)?;
+                    Ok(vec![dx, dw, db, dv])
+                },
+            )?;
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// What the activation of [`fused_pass`] sees.
+fn fused_pass_before(i: &[Tensor], conv: Conv2d) -> Result<(Tensor, Extras)> {
+    let noise = draw(i[0].shape().n, Normals::Fast);
+    let epilogue = Epilogue {
+        residual: Some(&i[3]),
+        ..Epilogue::default()
+    };
+    fused_conv2d::forward(&i[0], Some(&noise), &i[1], Some(&i[2]), conv, &epilogue)
 }
 
 fn linear() -> Result<Vec<Report>> {
@@ -383,6 +447,7 @@ fn apply_pass(
     let norm = apply::Norm::Train {
         affine: Some((&i[2], &i[3])),
         running: &mut running,
+        partials: None,
     };
     let then = apply::Then {
         residual: Some(&i[1]),

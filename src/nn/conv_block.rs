@@ -101,7 +101,11 @@ impl Layer for ConvBlock {
                     Mode::Train => {
                         norm.count += 1;
                         let running = &mut norm.running;
-                        Norm::Train { affine, running }
+                        Norm::Train {
+                            affine,
+                            running,
+                            partials: None,
+                        }
                     }
                     Mode::Eval => {
                         let running = &norm.running;

@@ -11,6 +11,7 @@ pub mod batch_norm;
 mod bytes;
 pub mod conv2d;
 pub mod ensemble;
+pub mod fused_conv2d;
 pub mod isa;
 pub mod linear;
 pub mod loss;

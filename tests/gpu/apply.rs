@@ -3,9 +3,10 @@
 use noiseforge::gpu::Gpu;
 use noiseforge::ops::apply::{self, Norm, Then};
 use noiseforge::ops::batch_norm::{self, Activation, Running};
+use noiseforge::ops::conv2d::{self, Conv2d};
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
 use noiseforge::ops::pool2d::{self, Pool2d};
-use noiseforge::ops::{add, relu};
+use noiseforge::ops::{add, noisy_conv2d, relu};
 use noiseforge::tensor::{DType, Device, Shape};
 use noiseforge::{Result, Tensor};
 
@@ -148,6 +149,7 @@ fn fused(plan: &Plan, mut v: Values, record: bool) -> Result<Vec<Tensor>> {
         Front::Train => Norm::Train {
             affine,
             running: &mut v.running,
+            partials: None,
         },
         Front::Eval => Norm::Eval {
             affine,
@@ -249,11 +251,47 @@ fn follows_the_cpu_in_f64() {
             if plan.noise == Some(Normals::Fast) {
                 cpu[0].data_mut::<f32>()[0] += 0.3 * 1e-5 / 4.0;
             }
+            // Rounded in front of the noise or of a pooling of its own, and at the end.
             let pooled_alone = plan.pool == Some(THREE) || plan.pool.is_some() && plan.residual;
-            let steps = if pooled_alone { 2 } else { 1 };
+            let steps = 1 + usize::from(pooled_alone || plan.noise.is_some());
             let what = format!("{plan:?} {dtype}");
             check(&found, &cpu, &exact, dtype, steps, &what);
         }
+    }
+}
+
+/// Where noise is drawn is a matter of time alone: by the pass, or by the convolution that reads what it
+/// wrote.
+#[test]
+fn noise_here_is_noise_in_the_next_convolution_to_the_bit() {
+    let conv = Conv2d {
+        stride: 1,
+        pad: 1,
+        groups: 1,
+    };
+    for (i, plan) in plans().into_iter().enumerate() {
+        if plan.noise.is_none() {
+            continue;
+        }
+        // Every type meets every kind of plan over the list.
+        let dtype = DTYPES[i % 3];
+        let v = Values::new(&plan, dtype);
+        let w = values(Shape::new(9, 3, 3, plan.shape.c), 21);
+        run(|gpu| {
+            let on = || v.on(&Device::Gpu(gpu.clone()), dtype);
+            let (w, noise) = (w.to_gpu(gpu)?, v.noise.as_ref().map(anew).unwrap());
+            let here = fused(&plan, on()?, false)?.swap_remove(0);
+            let here = conv2d::forward(&here, &w, None, conv)?;
+            let mut quiet = on()?;
+            quiet.noise = None;
+            let there = fused(&plan, quiet, false)?.swap_remove(0);
+            let there = noisy_conv2d::forward(&there, &noise, &w, None, conv)?;
+            assert!(
+                here.device_bytes()? == there.device_bytes()?,
+                "{plan:?} {dtype}: the place of the noise shows"
+            );
+            Ok(vec![here])
+        });
     }
 }
 

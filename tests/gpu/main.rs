@@ -8,6 +8,7 @@ mod conv2d;
 mod data;
 mod device;
 mod ensemble;
+mod fused_conv2d;
 mod harness;
 mod loss;
 mod margin;

@@ -1,8 +1,8 @@
-use super::{Gate, Norm, Saved, Then};
+use super::{Gate, Saved, Then};
 use crate::error::Result;
 use crate::gpu::kernels::apply as kernels;
 use crate::gpu::{Gpu, Ptr};
-use crate::ops::batch_norm::gpu::{PIXELS, Vectors, bounds, eval, finish_sums, train};
+use crate::ops::batch_norm::gpu::{PIXELS, Vectors, bounds, finish_sums};
 use crate::ops::batch_norm::{self, Activation};
 use crate::ops::noise::gpu::Fused;
 use crate::ops::pool2d::{self, Argmax, Pool2d};
@@ -12,31 +12,56 @@ use crate::ops::{noise, relu};
 use crate::tensor::{Shape, Tensor};
 
 /// Whether the pass pools in this way; else pooling and noise are launches of their own.
-pub(super) fn fuses(pool: Pool2d) -> bool {
+pub(in crate::ops) fn fuses(pool: Pool2d) -> bool {
     pool == Pool2d { k: 2, stride: 2 }
+}
+
+/// The pass's result, and what of it backward needs.
+pub(in crate::ops) struct Passed {
+    pub y: Tensor,
+    pub gate: Gate,
+    pub pooled: Option<(Pool2d, Argmax)>,
 }
 
 pub(super) fn forward(
     op: &'static str,
     gpu: &Gpu,
     x: Tensor,
-    norm: Norm<'_>,
+    affine: Option<(&Tensor, &Tensor)>,
+    statistics: Option<batch_norm::Saved>,
     then: &Then<'_>,
     out: Shape,
 ) -> Result<(Tensor, Option<Saved>)> {
-    let (affine, statistics) = match norm {
-        Norm::None => (None, None),
-        Norm::Train { affine, running } => (affine, Some(train(op, gpu, &x, running)?)),
-        Norm::Eval { affine, running } => (affine, Some(eval(gpu, running)?)),
-    };
     let v = Vectors::new(statistics.as_ref(), affine);
     let gated = then.gated(statistics.is_some());
+    let Passed { y, gate, pooled } = passed(op, gpu, &x, v, gated, then, out)?;
+    let saved = then.record.then(|| Saved {
+        shape: x.shape(),
+        activation: then.activation,
+        residual: then.residual.is_some(),
+        norm: statistics.map(|statistics| (x, statistics)),
+        gate,
+        pooled,
+    });
+    Ok((y, saved))
+}
+
+/// In one launch where the kernels do; `gated` asks for the activation's gate.
+pub(in crate::ops) fn passed(
+    op: &'static str,
+    gpu: &Gpu,
+    x: &Tensor,
+    v: Vectors,
+    gated: bool,
+    then: &Then<'_>,
+    out: Shape,
+) -> Result<Passed> {
     let (y, gate, pooled) = match then.pool {
         Some(pool) if fuses(pool) && then.residual.is_none() => {
             let mask = gated.then(|| relu::gpu::mask(gpu, out)).transpose()?;
             let argmax = pool2d::gpu::argmax(gpu, out, pool);
             let argmax = then.record.then_some(argmax).transpose()?;
-            let y = pass_pool(op, gpu, &x, v, then, out, argmax.as_ref(), mask.as_ref())?;
+            let y = pass_pool(op, gpu, x, v, then, out, argmax.as_ref(), mask.as_ref())?;
             (
                 y,
                 mask.map_or(Gate::None, Gate::Pooled),
@@ -49,7 +74,7 @@ pub(super) fn forward(
                 noise: None,
                 ..*then
             };
-            let y = pass(op, gpu, &x, v, &noiseless, mask.as_ref())?;
+            let y = pass(op, gpu, x, v, &noiseless, mask.as_ref())?;
             let (y, argmax) = pool2d::max_forward(&y, pool)?;
             let y = match then.noise {
                 Some(noise) => noise::forward(&y, noise)?,
@@ -59,19 +84,11 @@ pub(super) fn forward(
         }
         None => {
             let mask = gated.then(|| relu::gpu::mask(gpu, x.shape())).transpose()?;
-            let y = pass(op, gpu, &x, v, then, mask.as_ref())?;
+            let y = pass(op, gpu, x, v, then, mask.as_ref())?;
             (y, mask.map_or(Gate::None, Gate::Mask), None)
         }
     };
-    let saved = then.record.then(|| Saved {
-        shape: x.shape(),
-        activation: then.activation,
-        residual: then.residual.is_some(),
-        norm: statistics.map(|statistics| (x, statistics)),
-        gate,
-        pooled,
-    });
-    Ok((y, saved))
+    Ok(Passed { y, gate, pooled })
 }
 
 /// Everything but the pooling.

@@ -3,12 +3,14 @@
 //!
 //! On the CPU it is the single ops one after another. So it is on a GPU, to the bit in f32: the pass
 //! runs the same steps with the same roundings on values it keeps in registers. With 16-bit tensors
-//! the single ops round after every step, the pass once at its end.
+//! the single ops round after every step, the pass in front of the noise and at its end: noise gives the
+//! same bits here as in the load of the convolution that reads the result
+//! ([`noisy_conv2d`](super::noisy_conv2d)).
 
-mod gpu;
+pub(super) mod gpu;
 
 use super::add;
-use super::batch_norm::{self, Activation, Running};
+use super::batch_norm::{self, Activation, Partials, Running};
 use super::noise::{self, Noise};
 use super::pool2d::{self, Argmax, Pool2d};
 use super::relu::{self, Mask};
@@ -25,6 +27,8 @@ pub enum Norm<'a> {
         affine: Option<(&'a Tensor, &'a Tensor)>,
         /// Running estimates.
         running: &'a mut Running,
+        /// The batch's statistics, where what made `x` has gathered them.
+        partials: Option<Partials>,
     },
     /// With the running statistics.
     Eval {
@@ -32,6 +36,13 @@ pub enum Norm<'a> {
         affine: Option<(&'a Tensor, &'a Tensor)>,
         /// Running estimates.
         running: &'a Running,
+    },
+    /// With what an earlier pass normalised with.
+    Saved {
+        /// Scale and shift, `[1, 1, 1, c]`, both or neither.
+        affine: Option<(&'a Tensor, &'a Tensor)>,
+        /// Mean and `1 / sqrt(var + eps)`.
+        saved: &'a batch_norm::Saved,
     },
 }
 
@@ -62,7 +73,7 @@ pub struct Saved {
     pooled: Option<(Pool2d, Argmax)>,
 }
 
-enum Gate {
+pub(super) enum Gate {
     None,
     /// The activation's output.
     Output(Tensor),
@@ -80,7 +91,7 @@ pub struct Gradients {
 }
 
 /// The activation as a ReLU's cap; `None` where there is none.
-fn cap(activation: Activation) -> Option<Option<f64>> {
+pub(super) fn cap(activation: Activation) -> Option<Option<f64>> {
     match activation {
         Activation::Identity => None,
         Activation::Relu => Some(None),
@@ -90,7 +101,7 @@ fn cap(activation: Activation) -> Option<Option<f64>> {
 
 impl Then<'_> {
     /// The result's shape.
-    fn output_shape(&self, op: &'static str, x: Shape) -> Result<Shape> {
+    pub(super) fn output_shape(&self, op: &'static str, x: Shape) -> Result<Shape> {
         self.pool.map_or(Ok(x), |pool| pool.max_output_shape(op, x))
     }
 
@@ -108,13 +119,24 @@ pub fn forward(x: Tensor, norm: Norm<'_>, then: &Then<'_>) -> Result<(Tensor, Op
     const OP: &str = "apply::forward";
     match &norm {
         Norm::None => batch_norm::check_activation(OP, then.activation)?,
-        Norm::Train { affine, running } => {
+        Norm::Train {
+            affine,
+            running,
+            partials,
+        } => {
             batch_norm::check(OP, &x, *affine, then.activation)?;
             batch_norm::check_train(OP, &x, running)?;
+            if let Some(partials) = partials {
+                partials.expect(OP, &x)?;
+            }
         }
         Norm::Eval { affine, running } => {
             batch_norm::check(OP, &x, *affine, then.activation)?;
             batch_norm::check_running(OP, &x, running)?;
+        }
+        Norm::Saved { affine, saved } => {
+            batch_norm::check(OP, &x, *affine, then.activation)?;
+            batch_norm::check_saved(OP, &x, *affine, saved, &None)?;
         }
     }
     if let Some(residual) = then.residual {
@@ -124,31 +146,70 @@ pub fn forward(x: Tensor, norm: Norm<'_>, then: &Then<'_>) -> Result<(Tensor, Op
     if let Some(noise) = then.noise {
         noise::check_shape(OP, noise, out)?;
     }
+    let (affine, statistics) = match norm {
+        Norm::None => (None, None),
+        Norm::Train {
+            affine,
+            running,
+            partials,
+        } => {
+            let partials = match partials {
+                Some(partials) => partials,
+                None => batch_norm::partials(&x)?,
+            };
+            (affine, Some(batch_norm::merge(&partials, running)?))
+        }
+        Norm::Eval { affine, running } => (affine, Some(batch_norm::evaluated(OP, running)?)),
+        Norm::Saved { affine, saved } => (affine, Some(saved.clone())),
+    };
     match x.gpu().cloned() {
-        Some(gpu) => gpu::forward(OP, &gpu, x, norm, then, out),
-        None => composed(x, norm, then),
+        Some(gpu) => gpu::forward(OP, &gpu, x, affine, statistics, then, out),
+        None => composed(x, affine, statistics, then),
+    }
+}
+
+impl Saved {
+    /// The forward pass once more, without its residual: the same bits, if `affine` and `noise` are what
+    /// they were. `None` where there was no batch norm, or a residual: its input was not kept.
+    ///
+    /// Errors: what [`forward`] refuses.
+    pub fn again(
+        &self,
+        affine: Option<(&Tensor, &Tensor)>,
+        noise: Option<&Noise>,
+    ) -> Result<Option<Tensor>> {
+        let Some((x, saved)) = self.norm.as_ref().filter(|_| !self.residual) else {
+            return Ok(None);
+        };
+        let then = Then {
+            residual: None,
+            activation: self.activation,
+            pool: self.pooled.as_ref().map(|(pool, _)| *pool),
+            noise,
+            record: false,
+        };
+        let norm = Norm::Saved { affine, saved };
+        Ok(Some(forward(x.clone(), norm, &then)?.0))
     }
 }
 
 /// The single ops one after another.
-fn composed(x: Tensor, norm: Norm<'_>, then: &Then<'_>) -> Result<(Tensor, Option<Saved>)> {
+fn composed(
+    x: Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    statistics: Option<batch_norm::Saved>,
+    then: &Then<'_>,
+) -> Result<(Tensor, Option<Saved>)> {
     let shape = x.shape();
-    let gated = then.gated(!matches!(norm, Norm::None));
+    let gated = then.gated(statistics.is_some());
     // Batch norm fuses the activation, unless the residual comes in between.
-    let (fused, rest) = match (&norm, then.residual) {
-        (Norm::None, _) | (_, Some(_)) => (Activation::Identity, then.activation),
+    let (fused, rest) = match (&statistics, then.residual) {
+        (None, _) | (_, Some(_)) => (Activation::Identity, then.activation),
         _ => (then.activation, Activation::Identity),
     };
-    let (y, statistics) = match norm {
-        Norm::None => (x.clone(), None),
-        Norm::Train { affine, running } => {
-            let (y, saved) = batch_norm::forward_train(&x, affine, running, fused)?;
-            (y, Some(saved))
-        }
-        Norm::Eval { affine, running } => {
-            let (y, saved) = batch_norm::forward_eval(&x, affine, running, fused)?;
-            (y, Some(saved))
-        }
+    let y = match &statistics {
+        None => x.clone(),
+        Some(saved) => batch_norm::forward_saved(&x, affine, saved, fused)?,
     };
     let norm = statistics
         .filter(|_| then.record)

@@ -1,7 +1,7 @@
-use super::{Activation, EPS, MOMENTUM, Running, Saved};
+use super::{Activation, Chunks, EPS, MOMENTUM, Running, Saved};
 use crate::error::Result;
 use crate::gpu::kernels::batch_norm as kernels;
-use crate::gpu::{Gpu, Ptr};
+use crate::gpu::{Buffer, Gpu, Ptr, launch_blocks};
 use crate::ops::spans::{reuse, span, span_of};
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -43,18 +43,24 @@ pub(in crate::ops) fn bounds(activation: Activation) -> (f32, f32) {
     }
 }
 
-/// The batch's statistics; moves the running ones.
-pub(in crate::ops) fn train(
-    op: &'static str,
-    gpu: &Gpu,
-    x: &Tensor,
-    running: &mut Running,
-) -> Result<Saved> {
+/// The statistics of `x`, block by block.
+pub(super) fn chunks(op: &'static str, gpu: &Gpu, x: &Tensor) -> Result<Chunks> {
     let (pixels, c) = (x.shape().pixels(), x.shape().c);
     let (span, grid) = span_of(op, pixels, c, PIXELS)?;
     let mut partial = gpu.alloc::<f32>(grid[0] as usize * 3 * c)?;
     let to = partial.ptr_mut();
     kernels::batch_norm_statistics(gpu, x.dtype(), span.vector(), grid, 0, to, x.ptr(), span)?;
+    Ok(Chunks {
+        partial,
+        counts: None,
+        chunks: grid[0],
+        each: span.pixels_per_block(),
+    })
+}
+
+/// All chunks' statistics together; moves the running ones.
+pub(super) fn merge(chunks: &Chunks, shape: Shape, running: &mut Running) -> Result<Saved> {
+    let (gpu, c) = (chunks.partial.gpu(), shape.c);
     let mut mean = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
     let mut inv_std = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
     kernels::batch_norm_finish(
@@ -65,10 +71,12 @@ pub(in crate::ops) fn train(
         inv_std.ptr_mut()?,
         running.mean.ptr_mut()?,
         running.var.ptr_mut()?,
-        partial.ptr(),
-        span.pixels,
-        span.c,
-        span.pixels_per_block(),
+        chunks.partial.ptr(),
+        chunks.counts.as_ref().map_or(Ptr::null(), Buffer::ptr),
+        shape.pixels() as u32,
+        c as u32,
+        chunks.chunks,
+        chunks.each,
         MOMENTUM,
         EPS,
     )?;
@@ -215,4 +223,34 @@ pub(super) fn backward(
         cap,
     )?;
     Ok(dy.y)
+}
+
+pub(super) fn fold(
+    op: &'static str,
+    gpu: &Gpu,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    affine: Option<(&Tensor, &Tensor)>,
+    running: &Running,
+) -> Result<(Tensor, Tensor)> {
+    let (shape, c) = (w.shape(), w.shape().n);
+    let mut folded = Tensor::uninit(gpu, shape, w.dtype())?;
+    let mut shift = Tensor::uninit(gpu, Shape::vector(c), w.dtype())?;
+    kernels::batch_norm_fold(
+        gpu,
+        [launch_blocks(op, shape.len(), 256)?, 1, 1],
+        0,
+        folded.ptr_mut()?,
+        shift.ptr_mut()?,
+        w.ptr(),
+        b.map_or(Ptr::null(), Tensor::ptr),
+        affine.map_or(Ptr::null(), |(gamma, _)| gamma.ptr()),
+        affine.map_or(Ptr::null(), |(_, beta)| beta.ptr()),
+        running.mean.ptr(),
+        running.var.ptr(),
+        shape.row_len() as u64,
+        shape.len() as u64,
+        EPS,
+    )?;
+    Ok((folded, shift))
 }

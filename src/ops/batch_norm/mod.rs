@@ -6,13 +6,20 @@
 //! again for `dx`.
 
 mod cpu;
+mod fold;
 pub(super) mod gpu;
+mod partials;
 
-use cpu::{Normalise, normalise, statistics, vector};
+use cpu::{Normalise, normalise, vector};
 
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Real, Shape, Tensor};
+
+pub use fold::fold;
+use partials::Chunks;
+pub(super) use partials::merge;
+pub use partials::{Partials, partials};
 
 /// Activation fused behind the normalisation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -131,33 +138,27 @@ pub fn forward_train(
     const OP: &str = "batch_norm::forward_train";
     check(OP, x, affine, activation)?;
     check_train(OP, x, running)?;
+    let saved = merge(&partials(x)?, running)?;
+    let y = forward_saved(x, affine, &saved, activation)?;
+    Ok((y, saved))
+}
+
+/// Normalises with what an earlier pass saved: the same bits again.
+///
+/// Errors: a vector does not fit `x`; a bound not above 0.
+pub fn forward_saved(
+    x: &Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    saved: &Saved,
+    activation: Activation,
+) -> Result<Tensor> {
+    const OP: &str = "batch_norm::forward_saved";
+    check(OP, x, affine, activation)?;
+    check_saved(OP, x, affine, saved, &None)?;
     if let Some(gpu) = x.gpu() {
-        let saved = gpu::train(OP, gpu, x, running)?;
-        let y = gpu::forward(OP, gpu, x, affine, &saved, activation)?;
-        return Ok((y, saved));
+        return gpu::forward(OP, gpu, x, affine, saved, activation);
     }
-    let shape = x.shape();
-    let n = shape.pixels() as f64;
-    dispatch!(x.dtype(), T => {
-        let (mean, m2) = statistics::<T>(x.data(), shape);
-        let estimates = [
-            (&mut running.mean, &mean, 1.0),
-            (&mut running.var, &m2, 1.0 / (n - 1.0)),
-        ];
-        for (running, batch, scale) in estimates {
-            for (running, batch) in running.data_mut::<T>().iter_mut().zip(batch) {
-                let moved = (1.0 - MOMENTUM) * running.f64() + MOMENTUM * (batch * scale);
-                *running = T::of(moved);
-            }
-        }
-        let saved = Saved {
-            mean: vector::<T>(mean.into_iter())?,
-            inv_std: vector::<T>(m2.into_iter().map(|m2| 1.0 / (m2 / n + EPS).sqrt()))?,
-            batch: true,
-        };
-        let y = normalise(x, &Normalise::<T>::new(&saved, affine, activation))?;
-        Ok((y, saved))
-    })
+    dispatch!(x.dtype(), T => normalise(x, &Normalise::<T>::new(saved, affine, activation)))
 }
 
 /// Normalises with the running statistics: no row depends on another.
@@ -175,24 +176,27 @@ pub fn forward_eval(
     const OP: &str = "batch_norm::forward_eval";
     check(OP, x, affine, activation)?;
     check_running(OP, x, running)?;
-    if let Some(gpu) = x.gpu() {
-        let saved = gpu::eval(gpu, running)?;
-        let y = gpu::forward(OP, gpu, x, affine, &saved, activation)?;
-        return Ok((y, saved));
+    let saved = evaluated(OP, running)?;
+    let y = forward_saved(x, affine, &saved, activation)?;
+    Ok((y, saved))
+}
+
+/// What the running statistics normalise with.
+pub(super) fn evaluated(op: &'static str, running: &Running) -> Result<Saved> {
+    if let Some(gpu) = running.var.gpu() {
+        return gpu::eval(gpu, running);
     }
-    dispatch!(x.dtype(), T => {
+    dispatch!(running.var.dtype(), T => {
         let var = running.var.data::<T>();
         if let Some((i, var)) = var.iter().enumerate().find(|(_, var)| var.f64() < 0.0) {
             let found = format!("{var} in channel {i}");
-            return Err(Error::argument(OP, "running.var", "at least 0", found));
+            return Err(Error::argument(op, "running.var", "at least 0", found));
         }
-        let saved = Saved {
+        Ok(Saved {
             mean: running.mean.clone(),
             inv_std: vector::<T>(var.iter().map(|var| 1.0 / (var.f64() + EPS).sqrt()))?,
             batch: false,
-        };
-        let y = normalise(x, &Normalise::<T>::new(&saved, affine, activation))?;
-        Ok((y, saved))
+        })
     })
 }
 
