@@ -81,8 +81,69 @@ KERNEL(256) batch_norm_statistics(float *partial, const T *x, Span span) {
   }
 }
 
-/// Channels of a block that merges: few, so that many threads share a channel's chunks and no thread
-/// waits for memory often.
+/// Many parts are merged in two steps: GROUP of them by a block of 32 channels, then what is left.
+constexpr uint32_t GROUP = 64;
+
+/// Sum over the eight threads of each of a block's 32 channels, in every one of them.
+__device__ __forceinline__ double sum_group(double v, double (&tile)[256]) {
+  tile[threadIdx.x] = v;
+  __syncthreads();
+  for (uint32_t half = 128; half >= 32; half /= 2) {
+    if (threadIdx.x < half) tile[threadIdx.x] += tile[threadIdx.x + half];
+    __syncthreads();
+  }
+  double sum = tile[threadIdx.x % 32];
+  __syncthreads();
+  return sum;
+}
+
+/// Statistics of GROUP parts each, `merged` and `merged_counts`, in the form of `partial` and `counts`; those are as
+/// batch_norm_finish takes them. The mean is stored as a float and what it lacks. Grid: groups, 32 channels each.
+KERNEL(256) batch_norm_merge(float *merged, uint32_t *merged_counts, const float *partial, const uint32_t *counts,
+                             uint32_t pixels, uint32_t c, uint32_t chunks, uint32_t chunk) {
+  GPU_SHARED(double, tile, [256]);
+  uint32_t channel = blockIdx.y * 32 + threadIdx.x % 32, end = min(chunks, (blockIdx.x + 1) * GROUP);
+  uint32_t first = blockIdx.x * GROUP + threadIdx.x / 32;
+  if (channel >= c) first = end;
+  double sum = 0.0;
+  uint32_t own = 0;
+  for (uint32_t i = first; i < end; i += 8) {
+    const float *at = partial + (uint64_t)i * 3 * c + channel;
+    uint32_t count = counts ? counts[i] : min(chunk, pixels - i * chunk);
+    if (count > 0) sum += (double)count * ((double)at[0] + (double)at[c]);
+    own += count;
+  }
+  double count = sum_group((double)own, tile), m = sum_group(sum, tile) / (count > 0.0 ? count : 1.0);
+  double squares = 0.0;
+  for (uint32_t i = first; i < end; i += 8) {
+    const float *at = partial + (uint64_t)i * 3 * c + channel;
+    uint32_t count = counts ? counts[i] : min(chunk, pixels - i * chunk);
+    if (count == 0) continue;
+    double d = (double)at[0] + (double)at[c] - m;
+    squares += (double)at[2 * c] + (double)count * (d * d);
+  }
+  squares = sum_group(squares, tile);
+  if (threadIdx.x >= 32 || channel >= c) return;
+  float *out = merged + (uint64_t)blockIdx.x * 3 * c + channel;
+  out[0] = (float)m;
+  out[c] = (float)(m - (double)(float)m);
+  out[2 * c] = (float)squares;
+  if (channel == 0) merged_counts[blockIdx.x] = (uint32_t)count;
+}
+
+/// Sums of GROUP rows each of `partial` [rows, c]: `merged` is [rows / GROUP, c]. Grid as above.
+KERNEL(256) batch_norm_merge_sums(float *merged, const float *partial, uint32_t c, uint32_t rows) {
+  GPU_SHARED(double, tile, [256]);
+  uint32_t channel = blockIdx.y * 32 + threadIdx.x % 32, end = min(rows, (blockIdx.x + 1) * GROUP);
+  double sum = 0.0;
+  if (channel < c)
+    for (uint32_t i = blockIdx.x * GROUP + threadIdx.x / 32; i < end; i += 8) sum += (double)partial[(uint64_t)i * c + channel];
+  sum = sum_group(sum, tile);
+  if (threadIdx.x < 32 && channel < c) merged[(uint64_t)blockIdx.x * c + channel] = (float)sum;
+}
+
+/// Channels of a block of the last step: few, so that many threads share a channel's parts and no thread waits for
+/// memory often.
 constexpr uint32_t MERGED = 2;
 constexpr uint32_t SLOTS = 256 / MERGED;
 

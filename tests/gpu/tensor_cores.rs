@@ -1,10 +1,14 @@
 //! The tensor cores' convolutions: every blocking against the CPU, and against each other to the bit.
 
 use noiseforge::gpu::{Gpu, Options};
+use noiseforge::ops::apply::{self, Norm, Then};
+use noiseforge::ops::batch_norm::{Activation, Partials, Running};
 use noiseforge::ops::conv2d;
+use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
 use noiseforge::ops::noisy_conv2d;
-use noiseforge::tensor::DType;
+use noiseforge::ops::pool2d::Pool2d;
+use noiseforge::tensor::{DType, Shape};
 use noiseforge::{Result, Tensor};
 
 use crate::conv2d::Case;
@@ -144,6 +148,96 @@ fn a_row_does_not_depend_on_its_batch() {
         );
         assert!(bits(&found[0]) == bits(&found[2]), "{case:?} y");
         assert!(bits(&found[1]) == bits(&found[3]), "{case:?} dx");
+    }
+}
+
+/// A tensor with everything behind it, and the running statistics that it moved.
+fn everything(gpu: &Gpu, case: &Case, dtype: DType) -> Result<Vec<Tensor>> {
+    let i = case.inputs(dtype);
+    let x = i.x.to_gpu(gpu)?.to_dtype(dtype)?;
+    let (w, b) = (i.w.to_gpu(gpu)?, i.b.to_gpu(gpu)?);
+    let next = draw(case.x.n, Normals::Fast);
+    let epilogue = Epilogue {
+        statistics: true,
+        activation: Activation::BoundedRelu(0.5),
+        pool: (case.y.h > 1 && case.y.w > 1).then_some(Pool2d { k: 2, stride: 2 }),
+        noise: Some(&next),
+        record: true,
+        ..Epilogue::default()
+    };
+    let (y, extras) = fused_conv2d::forward(&x, None, &w, Some(&b), case.conv, &epilogue)?;
+    let dy = values(y.shape(), 8).to_gpu(gpu)?.to_dtype(dtype)?;
+    let dv = fused_conv2d::output_grad(dy, case.y, epilogue.pool, &extras)?;
+    // The result itself plays no part.
+    let v = Tensor::zeros(case.y, DType::F32).to_gpu(gpu)?;
+    let [mean, var] = running(v, DType::F32, extras.statistics)?;
+    Ok(vec![y, dv, mean, var])
+}
+
+/// The running statistics that a convolution's result moves, as `partials` or its own have it.
+fn running(v: Tensor, dtype: DType, partials: Option<Partials>) -> Result<[Tensor; 2]> {
+    let device = &v.device();
+    let vector = Shape::vector(v.shape().c);
+    let mut running = Running {
+        mean: Tensor::full_on(device, vector, dtype, 0.0)?,
+        var: Tensor::full_on(device, vector, dtype, 1.0)?,
+    };
+    let norm = Norm::Train {
+        affine: None,
+        running: &mut running,
+        partials,
+    };
+    let then = Then {
+        residual: None,
+        activation: Activation::Identity,
+        pool: None,
+        noise: None,
+        record: false,
+    };
+    apply::forward(v, norm, &then)?;
+    Ok([running.mean, running.var])
+}
+
+#[test]
+fn what_follows_does_not_depend_on_the_blocking() {
+    // Enough tiles that their statistics are merged in two steps.
+    let many = [70, 6, 6, 8, 40, 3, 1, 1, 1];
+    for case in CASES.iter().chain([&many]).copied().map(Case::new) {
+        let i = case.inputs(DType::BF16);
+        let on_cpu = |dtype: DType| {
+            let to = |t: &Tensor| t.to_dtype(dtype).unwrap();
+            let v = conv2d::forward(&to(&i.x), &to(&i.w), Some(&to(&i.b)), case.conv).unwrap();
+            running(v, dtype, None).unwrap()
+        };
+        let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
+        let mut first: Option<Vec<Tensor>> = None;
+        let blockings = if case.x.h <= 4 { 0..7 } else { 0..4 };
+        for blocking in blockings {
+            let options = Options {
+                blocking: Some(blocking),
+                ..Options::default()
+            };
+            let found = run_with(
+                || open_as(options),
+                |gpu| everything(gpu, &case, DType::BF16),
+            );
+            let what = format!("{case:?} blocking {blocking}");
+            for i in 0..2 {
+                let reference = Reference {
+                    exact: &exact[i],
+                    single: &single[i],
+                };
+                let what = format!("{what} {}", ["mean", "variance"][i]);
+                reference.assert_close(&what, &found[2 + i], DType::F32);
+            }
+            match &first {
+                None => first = Some(found),
+                Some(first) => {
+                    assert!(bits(&first[0]) == bits(&found[0]), "{what}: y");
+                    assert!(bits(&first[1]) == bits(&found[1]), "{what}: gradient");
+                }
+            }
+        }
     }
 }
 

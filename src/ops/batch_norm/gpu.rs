@@ -58,8 +58,43 @@ pub(super) fn chunks(op: &'static str, gpu: &Gpu, x: &Tensor) -> Result<Chunks> 
     })
 }
 
+/// Parts that one thread's reads of the last step reach; more are merged in groups first.
+const FEW: u32 = 128;
+/// Parts of a group, as the kernels have it.
+const GROUP: u32 = 64;
+
+/// [`GROUP`] chunks each made one.
+fn grouped(chunks: &Chunks, shape: Shape) -> Result<Chunks> {
+    let (gpu, c) = (chunks.partial.gpu(), shape.c);
+    let groups = chunks.chunks.div_ceil(GROUP);
+    let mut partial = gpu.alloc::<f32>(groups as usize * 3 * c)?;
+    let mut counts = gpu.alloc::<u32>(groups as usize)?;
+    kernels::batch_norm_merge(
+        gpu,
+        [groups, c.div_ceil(32) as u32, 1],
+        0,
+        partial.ptr_mut(),
+        counts.ptr_mut(),
+        chunks.partial.ptr(),
+        chunks.counts.as_ref().map_or(Ptr::null(), Buffer::ptr),
+        shape.pixels() as u32,
+        c as u32,
+        chunks.chunks,
+        chunks.each,
+    )?;
+    Ok(Chunks {
+        partial,
+        counts: Some(counts),
+        chunks: groups,
+        each: 0,
+    })
+}
+
 /// All chunks' statistics together; moves the running ones.
 pub(super) fn merge(chunks: &Chunks, shape: Shape, running: &mut Running) -> Result<Saved> {
+    if chunks.chunks > FEW {
+        return merge(&grouped(chunks, shape)?, shape, running);
+    }
     let (gpu, c) = (chunks.partial.gpu(), shape.c);
     let mut mean = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
     let mut inv_std = Tensor::uninit(gpu, Shape::vector(c), DType::F32)?;
@@ -142,6 +177,13 @@ pub(in crate::ops) fn finish_sums(
     affine_grads: Option<(&mut Tensor, &mut Tensor)>,
 ) -> Result<Tensor> {
     let c = saved.mean.shape().c;
+    if blocks > FEW {
+        let groups = blocks.div_ceil(GROUP);
+        let mut merged = gpu.alloc::<f32>(groups as usize * 2 * c)?;
+        let (grid, to) = ([groups, (2 * c).div_ceil(32) as u32, 1], merged.ptr_mut());
+        kernels::batch_norm_merge_sums(gpu, grid, 0, to, partial, 2 * c as u32, blocks)?;
+        return finish_sums(gpu, merged.ptr(), groups, pixels, saved, v, affine_grads);
+    }
     let mut through = Tensor::uninit(gpu, Shape::new(1, 1, 2, c), DType::F32)?;
     let (dgamma, dbeta) = match affine_grads {
         Some((dgamma, dbeta)) => (dgamma.ptr_mut()?, dbeta.ptr_mut()?),

@@ -12,7 +12,7 @@
 //! depends on the number of threads.
 
 mod direct;
-mod gpu;
+pub(in crate::ops) mod gpu;
 mod input_grad;
 pub(in crate::ops) mod mma;
 mod operand;

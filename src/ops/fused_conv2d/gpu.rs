@@ -2,12 +2,17 @@
 
 use super::{Epilogue, Extras, composed};
 use crate::error::Result;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Ptr, kernels};
 use crate::ops::apply::Gate;
 use crate::ops::apply::gpu::{Passed, fuses, passed};
-use crate::ops::batch_norm::{self, Activation, gpu::Vectors};
+use crate::ops::batch_norm::{self, Activation, Partials, gpu::Vectors, gpu::bounds};
+use crate::ops::conv2d::gpu::tensor_cores;
+use crate::ops::conv2d::mma::{self, Operands, Plan};
 use crate::ops::conv2d::{self, Conv2d};
 use crate::ops::noise::Noise;
+use crate::ops::noise::gpu::Fused;
+use crate::ops::pool2d::{self, Argmax};
+use crate::ops::relu::{self, Mask};
 use crate::tensor::{Shape, Tensor};
 
 /// `shapes` are the convolution's result's and the whole pass's.
@@ -19,14 +24,96 @@ pub(super) fn forward(
     noise: Option<&Noise>,
     w: &Tensor,
     b: Option<&Tensor>,
-    (_v_shape, y_shape): (Shape, Shape),
+    (v_shape, y_shape): (Shape, Shape),
     conv: Conv2d,
     epilogue: &Epilogue<'_>,
 ) -> Result<(Tensor, Extras)> {
+    let pool = epilogue.pool.is_some();
+    let one_kernel = epilogue
+        .pool
+        .is_none_or(|pool| fuses(pool) && epilogue.residual.is_none());
+    if one_kernel {
+        let (dtype, w_shape) = (x.dtype(), w.shape());
+        let plan = tensor_cores(
+            op,
+            gpu,
+            false,
+            dtype,
+            x.shape(),
+            w_shape,
+            v_shape,
+            conv,
+            pool,
+        )?;
+        if let Some(plan) = plan {
+            return on_tensor_cores(gpu, &plan, x, noise, w, b, (v_shape, y_shape), epilogue);
+        }
+    }
     let v = conv2d::forward_noisy(op, x, noise, w, b, conv)?;
     let statistics = epilogue.statistics.then(|| batch_norm::partials(&v));
     let (y, mut extras) = behind(op, gpu, v, epilogue, y_shape)?;
     extras.statistics = statistics.transpose()?;
+    Ok((y, extras))
+}
+
+/// All of it in the convolution's kernel.
+#[allow(clippy::too_many_arguments)]
+fn on_tensor_cores(
+    gpu: &Gpu,
+    plan: &Plan,
+    x: &Tensor,
+    noise: Option<&Noise>,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    (v_shape, y_shape): (Shape, Shape),
+    epilogue: &Epilogue<'_>,
+) -> Result<(Tensor, Extras)> {
+    let record = |wanted: bool| wanted && epilogue.record;
+    let mask = epilogue.masked().then(|| relu::gpu::mask(gpu, y_shape));
+    let mask = mask.transpose()?;
+    let argmax = epilogue.pool.filter(|_| record(true));
+    let argmax = argmax.map(|pool| pool2d::gpu::argmax(gpu, y_shape, pool));
+    let argmax = argmax.transpose()?;
+    let mut statistics = match epilogue.statistics {
+        true => Some((
+            gpu.alloc::<f32>(plan.chunks() * 3 * v_shape.c)?,
+            gpu.alloc::<u32>(plan.chunks())?,
+        )),
+        false => None,
+    };
+    let (partial, counts) = match &mut statistics {
+        Some((partial, counts)) => (partial.ptr_mut(), counts.ptr_mut()),
+        None => (Ptr::null(), Ptr::null()),
+    };
+    let mut y = Tensor::uninit(gpu, y_shape, x.dtype())?;
+    let operands = Operands {
+        residual: epilogue.residual.map_or(Ptr::null(), Tensor::ptr),
+        mask: mask.as_ref().map_or(Ptr::null(), Mask::ptr),
+        argmax: argmax.as_ref().map_or(Ptr::null(), Argmax::ptr),
+        partial,
+        counts,
+        ..Operands::plain(y.ptr_mut()?, x.ptr(), b.map(Tensor::ptr))
+    };
+    let (low, cap) = bounds(epilogue.activation);
+    let next = Fused::new(gpu, epilogue.noise, y_shape)?;
+    let behind = kernels::Epilogue {
+        low,
+        cap,
+        pool: epilogue.pool.is_some().into(),
+        noise: next.mode,
+        image: next.row_pixels,
+        ..plan.store()
+    };
+    let noise = Fused::new(gpu, noise, x.shape())?;
+    let packed = mma::packed(gpu, plan, w.ptr())?;
+    plan.launch(gpu, &packed, &operands, behind, &noise, &next)?;
+    let statistics =
+        statistics.map(|(partial, counts)| Partials::on_device(v_shape, partial, counts));
+    let extras = Extras {
+        mask,
+        argmax,
+        statistics: statistics.transpose()?,
+    };
     Ok((y, extras))
 }
 
