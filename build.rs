@@ -187,15 +187,15 @@ fn check_release(nvcc: &Path) -> Result<(), String> {
 }
 
 /// `-gencode` arguments: machine code for each architecture and PTX for what comes later.
-fn targets(list: Option<&str>, has_sm_90a: bool) -> Result<Vec<String>, String> {
+fn targets(list: Option<&str>) -> Result<Vec<String>, String> {
     let arches: Vec<&str> = match list {
         Some("all") => ALL.to_vec(),
         Some(list) => list
             .split([' ', ','])
             .filter(|arch| !arch.is_empty())
             .collect(),
-        None if has_sm_90a => vec!["80", "90a"],
-        None => vec!["80"],
+        // 9.0 has code of its own: launches that overlap, and wgmma.
+        None => vec!["80", "90a"],
     };
     if let Some(unknown) = arches.iter().find(|arch| !ALL.contains(arch)) {
         let known = ALL.join(" ");
@@ -267,7 +267,7 @@ impl Compiler<'_> {
         let list = env::var("KERNEL_ARCHES")
             .ok()
             .filter(|list| !list.trim().is_empty());
-        let targets = targets(list.as_deref(), self.interface.has_sm_90a(stem))?;
+        let targets = targets(list.as_deref())?;
         let wrapper = self
             .out
             .join("wrappers")

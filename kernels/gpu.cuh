@@ -26,6 +26,17 @@
 
 namespace gpu {
 
+// ---- launches -----------------------------------------------------------------------------------------------
+
+/// Every instance begins with this: a launch may start while the one in front of it ends (src/gpu/launch.rs). Lets
+/// the next one do the same, and waits until all in front are done and their results are visible.
+GPU_FN void begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- addresses ------------------------------------------------------------------------------------------
 
 /// The 32-bit address of shared memory that PTX instructions take.

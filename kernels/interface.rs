@@ -294,16 +294,6 @@ impl Interface {
             .collect()
     }
 
-    /// Whether a kernel file has code of its own for compute capability 9.0 (`wgmma` and the like).
-    pub fn has_sm_90a(&self, stem: &str) -> bool {
-        let text = &self.file(stem).text;
-        text.contains("__CUDA_ARCH_FEAT_SM90_ALL")
-            || text.lines().any(|line| {
-                let targets = line.trim().strip_prefix("// targets:");
-                targets.is_some_and(|list| list.split_whitespace().any(|arch| arch == "sm_90a"))
-            })
-    }
-
     /// What an op's machine code depends on: the kernel file and everything it includes, as
     /// names and texts.
     pub fn inputs(&self, stem: &str) -> Vec<(&str, &str)> {
@@ -439,7 +429,7 @@ fn instance_cpp(
     }
     write!(
         out,
-        ") {symbol}({}) {{ body::{}",
+        ") {symbol}({}) {{ gpu::begin(); body::{}",
         params.join(", "),
         kernel.name
     )?;

@@ -22,6 +22,9 @@ pub(super) struct Function {
     handle: sys::CUfunction,
     /// Dynamic shared memory it may be launched with.
     shared: u32,
+    /// It begins by waiting for what stands in front of it (`gpu::begin` in the kernels), so that its
+    /// launch may overlap the end of that.
+    waits: bool,
 }
 
 // SAFETY: a function handle may be used from any thread whose current context is its module's.
@@ -30,7 +33,7 @@ unsafe impl Send for Function {}
 /// Shared memory that needs no permission, static and dynamic together.
 const PLAIN_SHARED: u32 = 48 * 1024;
 
-fn function(gpu: &Gpu, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> {
+fn function(gpu: &Gpu, kernel: &Kernel, shared: u32) -> Result<Function> {
     let mut functions = gpu.0.functions.lock().unwrap_or_else(|e| e.into_inner());
     let mut function = match functions.get(kernel.name) {
         Some(&function) => function,
@@ -40,17 +43,19 @@ fn function(gpu: &Gpu, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> 
             // SAFETY: the module is loaded and stays so.
             let handle = unsafe { result::module::get_function(module, name) }
                 .map_err(|e| gpu.fault(format_args!("finding kernel {}", kernel.name), e))?;
+            use sys::CUfunction_attribute as A;
             // SAFETY: reads one attribute of a loaded function.
-            let fixed = unsafe {
-                result::function::get_function_attribute(
-                    handle,
-                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
-                )
-            }
-            .map_err(|e| gpu.fault(format_args!("asking what {} needs", kernel.name), e))?;
+            let attribute = |a| {
+                unsafe { result::function::get_function_attribute(handle, a) }
+                    .map_err(|e| gpu.fault(format_args!("asking what {} needs", kernel.name), e))
+            };
+            let fixed = attribute(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+            // Code that the driver made of older PTX does not wait, whatever the device is.
+            let compiled_for = attribute(A::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
             Function {
                 handle,
                 shared: PLAIN_SHARED.saturating_sub(fixed as u32),
+                waits: compiled_for >= 90,
             }
         }
     };
@@ -73,7 +78,7 @@ fn function(gpu: &Gpu, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> 
         function.shared = shared;
     }
     functions.insert(kernel.name, function);
-    Ok(function.handle)
+    Ok(function)
 }
 
 /// Launches a kernel; what the generated launchers call. `args` point at the kernel's parameters.
@@ -94,19 +99,37 @@ pub fn launch(
     }
     gpu.bind()?;
     let function = function(gpu, kernel, shared)?;
+    let mut overlapping = sys::CUlaunchAttribute_st {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue_union {
+            programmaticStreamSerializationAllowed: 1,
+        },
+    };
+    let config = sys::CUlaunchConfig_st {
+        gridDimX: grid[0],
+        gridDimY: grid[1],
+        gridDimZ: grid[2],
+        blockDimX: block[0],
+        blockDimY: block[1],
+        blockDimZ: block[2],
+        sharedMemBytes: shared,
+        hStream: gpu.stream(),
+        attrs: &raw mut overlapping,
+        numAttrs: function.waits.into(),
+    };
     // SAFETY: the launcher was generated from the kernel's signature, so number, order and types of
     // the arguments are its own, and the driver copies them before it returns. That pointers hold as
     // many elements as the kernel touches is the op's duty.
     let launched = unsafe {
-        result::launch_kernel(
-            function,
-            grid.into(),
-            block.into(),
-            shared,
-            gpu.stream(),
-            args,
+        sys::cuLaunchKernelEx(
+            &raw const config,
+            function.handle,
+            args.as_mut_ptr(),
+            std::ptr::null_mut(),
         )
-    };
+    }
+    .result();
     launched.map_err(|e| {
         gpu.fault(
             format_args!("launching {} on a grid of {grid:?}", kernel.name),

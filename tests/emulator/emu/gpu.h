@@ -63,6 +63,9 @@ void vector_write(void *to, const void *from, Site site);
 
 namespace gpu {
 
+// Launches run one after another here.
+inline void begin() {}
+
 inline uint32_t shared_u32(const void *p) { return emu::shared_address(p); }
 
 template <class T>
