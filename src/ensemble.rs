@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::{Frozen, Model};
 use crate::nn::{Grads, Mode, Pass};
 use crate::ops::ensemble::{combine_backward, concat_rows, repeat, repeat_rows, sum_draws};
 use crate::ops::loss::argmax;
@@ -48,8 +48,12 @@ pub trait Differentiable: Classifier {
 /// Draw `j` of an image whose [`Row`](crate::ops::noise::Row) says draw `d` is the network's draw
 /// `d * n + j`, so successive steps of an attack never meet a draw twice. With one draw, or in a
 /// network without noise, this is the network itself.
+///
+/// On a GPU the network is frozen ([`Model::freeze`]) for as long as the ensemble holds it: nobody can
+/// change its weights meanwhile.
 pub struct Ensemble<'m> {
     model: &'m mut Model,
+    frozen: Option<Frozen>,
     /// The user's seed.
     pub seed: u64,
     /// What the draws are for.
@@ -69,6 +73,8 @@ const CHUNK: usize = 256;
 
 impl<'m> Ensemble<'m> {
     /// `draws` draws of `model`, mean of probabilities, batch norm by running statistics.
+    ///
+    /// Errors: no draw; not enough device memory.
     pub fn new(model: &'m mut Model, seed: u64, purpose: Purpose, draws: usize) -> Result<Self> {
         if draws == 0 {
             return Err(Error::argument(
@@ -78,8 +84,11 @@ impl<'m> Ensemble<'m> {
                 draws,
             ));
         }
+        // Here, not at the first pass: that may be recorded as part of a graph.
+        let frozen = model.device().gpu().map(|_| model.freeze()).transpose()?;
         Ok(Ensemble {
             model,
+            frozen,
             seed,
             purpose,
             draws,
@@ -148,7 +157,21 @@ impl<'m> Ensemble<'m> {
 
     fn logits_at_once(&mut self, x: &Tensor, rows: &Rows, range: Range<usize>) -> Result<Tensor> {
         let pass = self.pass(rows, range.clone(), false)?;
-        self.model.forward(repeat(x, range, self.draws)?, &pass)
+        self.forward(repeat(x, range, self.draws)?, &pass)
+    }
+
+    fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+        match &mut self.frozen {
+            Some(frozen) if pass.mode == Mode::Eval => frozen.forward(x, pass),
+            _ => self.model.forward(x, pass),
+        }
+    }
+
+    fn backward(&mut self, dz: Tensor) -> Result<Tensor> {
+        match &mut self.frozen {
+            Some(frozen) if self.mode == Mode::Eval => frozen.backward(dz),
+            _ => self.model.backward(dz, Grads::InputOnly),
+        }
     }
 
     /// Puts the draws of each image together: `[n * draws, ...]` to `[n, ...]`.
@@ -183,7 +206,7 @@ impl Differentiable for Ensemble<'_> {
         // `gradient` may look at all rows at once, so one forward pass takes them all.
         let all = 0..rows.len();
         let pass = self.pass(rows, all.clone(), true)?;
-        let z = self.model.forward(repeat(x, all, self.draws)?, &pass)?;
+        let z = self.forward(repeat(x, all, self.draws)?, &pass)?;
         let scores = self.combine(&z)?;
         let g = gradient(&scores)?;
         g.expect(
@@ -193,7 +216,7 @@ impl Differentiable for Ensemble<'_> {
             scores.kind(),
         )?;
         let dz = combine_backward(&z, &g, self.draws, self.average)?;
-        let dx = self.model.backward(dz, Grads::InputOnly)?;
+        let dx = self.backward(dz)?;
         Ok((scores, sum_draws(&dx, self.draws)?))
     }
 }

@@ -147,7 +147,7 @@ fn bottleneck(
     group_width: usize,
     groups: usize,
     stride: usize,
-) -> Result<Residual> {
+) -> Result<Residual<ConvBlock>> {
     let input = b.shape;
     let out = 2 * group_width;
     let conv = |b: &mut Builder<'_>, conv: &str, norm: &str, c_out, k, stride, groups, act| {
@@ -170,7 +170,8 @@ fn bottleneck(
     let body: Vec<ConvBlock> = vec![
         conv(b, "conv1", "bn1", group_width, 1, 1, 1, true)?,
         conv(b, "conv2", "bn2", group_width, 3, stride, groups, true)?,
-        conv(b, "conv3", "bn3", out, 1, 1, 1, false)?,
+        // Its activation follows the residual.
+        conv(b, "conv3", "bn3", out, 1, 1, 1, true)?,
     ];
     let output = b.shape;
     let shortcut = if stride != 1 || input.c != out {
@@ -181,5 +182,5 @@ fn bottleneck(
     } else {
         None
     };
-    Ok(Residual::new(body, shortcut, b.cap()))
+    Ok(Residual::new(body, shortcut))
 }

@@ -5,7 +5,7 @@ use noiseforge::attacks::carlini_wagner::{CarliniWagner, Outcome, Protocol, atta
 use noiseforge::data::{Augment, Spec, Split};
 use noiseforge::ensemble::{Average, Classifier, Ensemble};
 use noiseforge::models::{Arch, Config, Model};
-use noiseforge::nn::{Grads, Mode, Pass};
+use noiseforge::nn::{Mode, Pass};
 use noiseforge::ops::loss::cross_entropy;
 use noiseforge::ops::noise::{Key, Purpose, Row, Rows};
 use noiseforge::ops::sgd;
@@ -23,13 +23,13 @@ const SGD: sgd::Sgd = sgd::Sgd {
     nesterov: false,
 };
 
-fn network(arch: Arch, size: usize, width: usize) -> Model {
+pub fn network(arch: Arch, size: usize, width: usize) -> Model {
     let mut config = Config::new(arch, Shape::new(1, size, size, 3), 10).with_noise(0.2, 0.1);
     config.width = width;
     Model::new(config, 3).unwrap()
 }
 
-fn images(input: Shape, n: usize, seed: u64) -> Tensor {
+pub fn images(input: Shape, n: usize, seed: u64) -> Tensor {
     let mut x = values(input.with_n(n), seed);
     for v in x.data_mut::<f32>() {
         *v = 0.5 + 0.5 * *v;
@@ -38,7 +38,12 @@ fn images(input: Shape, n: usize, seed: u64) -> Tensor {
 }
 
 /// Losses of `steps` training steps, and every parameter and statistic after them.
-fn trained(model: &mut Model, device: &Device, dtype: DType, steps: u32) -> Result<Vec<Tensor>> {
+pub fn trained(
+    model: &mut Model,
+    device: &Device,
+    dtype: DType,
+    steps: u32,
+) -> Result<Vec<Tensor>> {
     model.to(device, dtype)?;
     let n = 6;
     let labels: Vec<u32> = (0..n as u32).map(|i| i * 7 % 10).collect();
@@ -55,7 +60,7 @@ fn trained(model: &mut Model, device: &Device, dtype: DType, steps: u32) -> Resu
         let logits = model.forward(x, &pass)?;
         let (loss, dlogits) = cross_entropy(&logits, &labels)?;
         losses.push(loss.iter().sum::<f64>() as f32);
-        model.backward(dlogits, Grads::Accumulate)?;
+        model.accumulate(dlogits)?;
         optimizer.step(model)?;
     }
     let losses = Tensor::from_vec::<f32>(Shape::vector(losses.len()), losses)?;
@@ -300,7 +305,7 @@ fn an_interrupted_run_continues_to_the_same_bits() {
 /// A network whose activations keep their size from layer to layer: weights N(0, 2 / fan_in). Those a
 /// run begins with are so small that, with the running statistics it begins with, images would move
 /// logits by little more than rounding does.
-fn lively() -> Model {
+pub fn lively() -> Model {
     let mut model = network(Arch::Small, 8, 4);
     model.visit_params(|_, p| {
         let fan_in = p.value.shape().row_len() as f64;
