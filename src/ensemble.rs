@@ -1,14 +1,19 @@
 //! Classifiers: what attacks and evaluation see of a network. The ensemble over noise draws is
 //! itself one.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::models::{Frozen, Model};
+use crate::gpu::{Buffer, Gpu, Repeated};
+use crate::models::{Frozen, Model, Sizes};
 use crate::nn::{Grads, Mode, Pass};
-use crate::ops::ensemble::{combine_backward, concat_rows, repeat, repeat_rows, sum_draws};
+use crate::ops::ensemble::{
+    check_draws_fit, combine_backward, concat_rows, repeat, repeat_rows, sum_draws,
+};
 use crate::ops::loss::argmax;
-use crate::ops::noise::{Key, Purpose, Rows};
+use crate::ops::noise::{Key, Purpose, Row, Rows};
 use crate::tensor::{Shape, Tensor};
 
 pub use crate::ops::ensemble::{Average, combine};
@@ -64,12 +69,47 @@ pub struct Ensemble<'m> {
     pub average: Average,
     /// Batch norm's statistics; [`Mode::Train`] makes rows depend on each other.
     pub mode: Mode,
-    /// Largest number of rows run at once, a limit on memory alone: results do not depend on it.
+    /// Largest number of rows run at once: results do not depend on it. On the CPU 256 unless set
+    /// otherwise; on a GPU as many as keep the input and output of every layer in the second-level cache,
+    /// and at least as many as give every multiprocessor something to do in every layer.
     pub chunk: usize,
+    /// On a GPU the pass over a chunk, by what is fixed in it.
+    passes: HashMap<PassKey, ChunkPass>,
 }
 
-/// Rows run at once unless asked otherwise: at 32x32 and 64 channels 64 MiB an activation.
+/// What the launches of a recorded pass have been told.
+#[derive(PartialEq, Eq, Hash)]
+struct PassKey {
+    images: usize,
+    draws: usize,
+    seed: u64,
+    purpose: Purpose,
+}
+
+/// A pass over one chunk, replayed from its third time on.
+struct ChunkPass {
+    images: Tensor,
+    names: Arc<Buffer<Row>>,
+    scores: Option<Tensor>,
+    repeated: Repeated,
+}
+
+/// Rows run at once on the CPU unless asked otherwise: at 32x32 and 64 channels 64 MiB an activation.
 const CHUNK: usize = 256;
+
+/// Rows run at once on a GPU.
+fn chunk(gpu: &Gpu, model: &Model) -> usize {
+    let Sizes { most, least } = model.sizes();
+    let properties = gpu.properties();
+    // Weights and what the next layer needs want room in the cache, too.
+    let cached = properties.l2 * 3 / 5 / (most.max(1) * model.dtype().size());
+    // A tile of a convolution is at most 128 pixels of 128 channels.
+    let filling = (properties.multiprocessors * 128 * 128).div_ceil(least);
+    cached.max(filling).min(MOST_ROWS)
+}
+
+/// Enough for launches not to matter.
+const MOST_ROWS: usize = 4096;
 
 impl<'m> Ensemble<'m> {
     /// `draws` draws of `model`, mean of probabilities, batch norm by running statistics.
@@ -86,6 +126,10 @@ impl<'m> Ensemble<'m> {
         }
         // Here, not at the first pass: that may be recorded as part of a graph.
         let frozen = model.device().gpu().map(|_| model.freeze()).transpose()?;
+        let chunk = match model.device().gpu() {
+            Some(gpu) => chunk(gpu, model),
+            None => CHUNK,
+        };
         Ok(Ensemble {
             model,
             frozen,
@@ -94,7 +138,8 @@ impl<'m> Ensemble<'m> {
             draws,
             average: Average::default(),
             mode: Mode::Eval,
-            chunk: CHUNK,
+            chunk,
+            passes: HashMap::new(),
         })
     }
 
@@ -126,7 +171,8 @@ impl<'m> Ensemble<'m> {
 
     fn check(&self, op: &'static str, x: &Tensor, rows: &Rows) -> Result<()> {
         let kind = self.model.kind().master();
-        x.expect(op, "x", self.input().with_n(rows.len()), kind)
+        x.expect(op, "x", self.input().with_n(rows.len()), kind)?;
+        check_draws_fit(rows, self.draws)
     }
 
     /// Scores of every single draw: `[n * draws, 1, 1, classes]`, the draws of an image adjacent.
@@ -144,6 +190,7 @@ impl<'m> Ensemble<'m> {
             match self.logits_at_once(x, rows, range.clone()) {
                 // Fewer rows at once give the same bits.
                 Err(Error::OutOfMemory { .. }) if self.mode == Mode::Eval && range.len() > 1 => {
+                    self.passes.clear();
                     self.chunk = range.len() / 2 * self.draws;
                 }
                 z => {
@@ -156,8 +203,61 @@ impl<'m> Ensemble<'m> {
     }
 
     fn logits_at_once(&mut self, x: &Tensor, rows: &Rows, range: Range<usize>) -> Result<Tensor> {
+        if let Some(gpu) = x.gpu().cloned()
+            && self.mode == Mode::Eval
+            && !gpu.is_capturing()
+        {
+            return self.logits_of_chunk(&gpu, x, rows, range);
+        }
         let pass = self.pass(rows, range.clone(), false)?;
         self.forward(repeat(x, range, self.draws)?, &pass)
+    }
+
+    /// [`Ensemble::logits_at_once`] as a graph: images and rows go where it reads them.
+    fn logits_of_chunk(
+        &mut self,
+        gpu: &Gpu,
+        x: &Tensor,
+        rows: &Rows,
+        range: Range<usize>,
+    ) -> Result<Tensor> {
+        let key = PassKey {
+            images: range.len(),
+            draws: self.draws,
+            seed: self.seed,
+            purpose: self.purpose,
+        };
+        let mut chunk = match self.passes.remove(&key) {
+            Some(chunk) => chunk,
+            None => ChunkPass {
+                images: Tensor::uninit(gpu, x.shape().with_n(range.len()), x.dtype())?,
+                names: Arc::new(gpu.alloc(range.len())?),
+                scores: None,
+                repeated: Repeated::default(),
+            },
+        };
+        let row = x.shape().row_len() * x.dtype().size();
+        let from = x.ptr().offset(range.start * row).address;
+        gpu.copy_within(chunk.images.ptr().address, from, range.len() * row)?;
+        let row = size_of::<Row>();
+        let from = rows.ptr(gpu)?.offset(range.start * row).address;
+        gpu.copy_within(chunk.names.ptr().address, from, range.len() * row)?;
+
+        let (images, all) = (&chunk.images, 0..range.len());
+        let names = Rows::on_device(chunk.names.clone());
+        let scores = &mut chunk.scores;
+        chunk.repeated.run(gpu, || {
+            let pass = self.pass(&names, all.clone(), false)?;
+            let z = self.forward(repeat(images, all, self.draws)?, &pass)?;
+            *scores = Some(z);
+            Ok(())
+        })?;
+        // The next replay overwrites the graph's own.
+        let scores = chunk.scores.as_ref().expect("computed above");
+        let mut z = Tensor::uninit(gpu, scores.shape(), scores.dtype())?;
+        z.copy_from(scores)?;
+        self.passes.insert(key, chunk);
+        Ok(z)
     }
 
     fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {

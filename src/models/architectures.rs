@@ -1,13 +1,14 @@
 //! The layers of each network, under the names PyTorch users know them by.
 
-use super::builder::{Builder, ConvSpec, Norm};
+use super::builder::{Builder, ConvSpec, Norm, Sizes};
 use super::{Arch, Config};
 use crate::error::{Error, Result};
 use crate::nn::{ConvBlock, Flatten, GlobalAverage, Layer, Layout, Residual};
 use crate::ops::conv2d::Conv2d;
 use crate::tensor::Shape;
 
-pub(super) fn build(config: &Config, seed: u64) -> Result<Vec<Box<dyn Layer>>> {
+/// The layers, and what their convolutions work on.
+pub(super) fn build(config: &Config, seed: u64) -> Result<(Vec<Box<dyn Layer>>, Sizes)> {
     let mut b = Builder::new(config, seed);
     match config.arch {
         Arch::Vgg16 => vgg16(&mut b, config)?,
@@ -19,7 +20,7 @@ pub(super) fn build(config: &Config, seed: u64) -> Result<Vec<Box<dyn Layer>>> {
             b.dense("classifier", config.classes, Layout::Matrix, false);
         }
     }
-    Ok(b.layers)
+    Ok((b.layers, b.sizes))
 }
 
 /// One 3x3 convolution of a plain network: output channels, padding, max-pooling behind it.

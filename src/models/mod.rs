@@ -4,6 +4,7 @@ mod architectures;
 mod builder;
 mod weights;
 
+pub(crate) use builder::Sizes;
 pub(crate) use weights::{put_array, to_array};
 
 use std::fmt;
@@ -218,6 +219,7 @@ pub struct Model {
     device: Device,
     dtype: DType,
     plan: NoisePlan,
+    sizes: Sizes,
 }
 
 impl Model {
@@ -227,13 +229,14 @@ impl Model {
     /// scales N(1, 0.02), shifts 0, other biases uniform in `+-1 / sqrt(fan_in)`.
     pub fn new(config: Config, seed: u64) -> Result<Self> {
         config.check()?;
-        let layers = architectures::build(&config, seed)?;
+        let (layers, sizes) = architectures::build(&config, seed)?;
         Ok(Model {
             config,
             layers,
             device: Device::Cpu,
             dtype: DType::F32,
             plan: NoisePlan::default(),
+            sizes,
         })
     }
 
@@ -251,6 +254,11 @@ impl Model {
     /// Where the network works.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// What its convolutions work on.
+    pub(crate) fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
     /// The type and place of the activations.
