@@ -1,14 +1,19 @@
 //! Classifiers: what attacks and evaluation see of a network. The ensemble over noise draws is
 //! itself one.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::gpu::{Buffer, Gpu, Repeated};
+use crate::models::{Frozen, Model, Sizes};
 use crate::nn::{Grads, Mode, Pass};
-use crate::ops::ensemble::{combine_backward, concat_rows, repeat, repeat_rows, sum_draws};
+use crate::ops::ensemble::{
+    check_draws_fit, combine_backward, concat_rows, repeat, repeat_rows, sum_draws,
+};
 use crate::ops::loss::argmax;
-use crate::ops::noise::{Key, Purpose, Rows};
+use crate::ops::noise::{Key, Purpose, Row, Rows};
 use crate::tensor::{Shape, Tensor};
 
 pub use crate::ops::ensemble::{Average, combine};
@@ -48,8 +53,12 @@ pub trait Differentiable: Classifier {
 /// Draw `j` of an image whose [`Row`](crate::ops::noise::Row) says draw `d` is the network's draw
 /// `d * n + j`, so successive steps of an attack never meet a draw twice. With one draw, or in a
 /// network without noise, this is the network itself.
+///
+/// On a GPU the network is frozen ([`Model::freeze`]) for as long as the ensemble holds it: nobody can
+/// change its weights meanwhile.
 pub struct Ensemble<'m> {
     model: &'m mut Model,
+    frozen: Option<Frozen>,
     /// The user's seed.
     pub seed: u64,
     /// What the draws are for.
@@ -60,15 +69,52 @@ pub struct Ensemble<'m> {
     pub average: Average,
     /// Batch norm's statistics; [`Mode::Train`] makes rows depend on each other.
     pub mode: Mode,
-    /// Largest number of rows run at once, a limit on memory alone: results do not depend on it.
+    /// Largest number of rows run at once: results do not depend on it. On the CPU 256 unless set
+    /// otherwise; on a GPU as many as keep the input and output of every layer in the second-level cache,
+    /// and at least as many as give every multiprocessor something to do in every layer.
     pub chunk: usize,
+    /// On a GPU the pass over a chunk, by what is fixed in it.
+    passes: HashMap<PassKey, ChunkPass>,
 }
 
-/// Rows run at once unless asked otherwise: at 32x32 and 64 channels 64 MiB an activation.
+/// What the launches of a recorded pass have been told.
+#[derive(PartialEq, Eq, Hash)]
+struct PassKey {
+    images: usize,
+    draws: usize,
+    seed: u64,
+    purpose: Purpose,
+}
+
+/// A pass over one chunk, replayed from its third time on.
+struct ChunkPass {
+    images: Tensor,
+    names: Arc<Buffer<Row>>,
+    scores: Option<Tensor>,
+    repeated: Repeated,
+}
+
+/// Rows run at once on the CPU unless asked otherwise: at 32x32 and 64 channels 64 MiB an activation.
 const CHUNK: usize = 256;
+
+/// Rows run at once on a GPU.
+fn chunk(gpu: &Gpu, model: &Model) -> usize {
+    let Sizes { most, least } = model.sizes();
+    let properties = gpu.properties();
+    // Weights and what the next layer needs want room in the cache, too.
+    let cached = properties.l2 * 3 / 5 / (most.max(1) * model.dtype().size());
+    // A tile of a convolution is at most 128 pixels of 128 channels.
+    let filling = (properties.multiprocessors * 128 * 128).div_ceil(least);
+    cached.max(filling).min(MOST_ROWS)
+}
+
+/// Enough for launches not to matter.
+const MOST_ROWS: usize = 4096;
 
 impl<'m> Ensemble<'m> {
     /// `draws` draws of `model`, mean of probabilities, batch norm by running statistics.
+    ///
+    /// Errors: no draw; not enough device memory.
     pub fn new(model: &'m mut Model, seed: u64, purpose: Purpose, draws: usize) -> Result<Self> {
         if draws == 0 {
             return Err(Error::argument(
@@ -78,14 +124,22 @@ impl<'m> Ensemble<'m> {
                 draws,
             ));
         }
+        // Here, not at the first pass: that may be recorded as part of a graph.
+        let frozen = model.device().gpu().map(|_| model.freeze()).transpose()?;
+        let chunk = match model.device().gpu() {
+            Some(gpu) => chunk(gpu, model),
+            None => CHUNK,
+        };
         Ok(Ensemble {
             model,
+            frozen,
             seed,
             purpose,
             draws,
             average: Average::default(),
             mode: Mode::Eval,
-            chunk: CHUNK,
+            chunk,
+            passes: HashMap::new(),
         })
     }
 
@@ -117,7 +171,8 @@ impl<'m> Ensemble<'m> {
 
     fn check(&self, op: &'static str, x: &Tensor, rows: &Rows) -> Result<()> {
         let kind = self.model.kind().master();
-        x.expect(op, "x", self.input().with_n(rows.len()), kind)
+        x.expect(op, "x", self.input().with_n(rows.len()), kind)?;
+        check_draws_fit(rows, self.draws)
     }
 
     /// Scores of every single draw: `[n * draws, 1, 1, classes]`, the draws of an image adjacent.
@@ -135,6 +190,7 @@ impl<'m> Ensemble<'m> {
             match self.logits_at_once(x, rows, range.clone()) {
                 // Fewer rows at once give the same bits.
                 Err(Error::OutOfMemory { .. }) if self.mode == Mode::Eval && range.len() > 1 => {
+                    self.passes.clear();
                     self.chunk = range.len() / 2 * self.draws;
                 }
                 z => {
@@ -147,8 +203,75 @@ impl<'m> Ensemble<'m> {
     }
 
     fn logits_at_once(&mut self, x: &Tensor, rows: &Rows, range: Range<usize>) -> Result<Tensor> {
+        if let Some(gpu) = x.gpu().cloned()
+            && self.mode == Mode::Eval
+            && !gpu.is_capturing()
+        {
+            return self.logits_of_chunk(&gpu, x, rows, range);
+        }
         let pass = self.pass(rows, range.clone(), false)?;
-        self.model.forward(repeat(x, range, self.draws)?, &pass)
+        self.forward(repeat(x, range, self.draws)?, &pass)
+    }
+
+    /// [`Ensemble::logits_at_once`] as a graph: images and rows go where it reads them.
+    fn logits_of_chunk(
+        &mut self,
+        gpu: &Gpu,
+        x: &Tensor,
+        rows: &Rows,
+        range: Range<usize>,
+    ) -> Result<Tensor> {
+        let key = PassKey {
+            images: range.len(),
+            draws: self.draws,
+            seed: self.seed,
+            purpose: self.purpose,
+        };
+        let mut chunk = match self.passes.remove(&key) {
+            Some(chunk) => chunk,
+            None => ChunkPass {
+                images: Tensor::uninit(gpu, x.shape().with_n(range.len()), x.dtype())?,
+                names: Arc::new(gpu.alloc(range.len())?),
+                scores: None,
+                repeated: Repeated::default(),
+            },
+        };
+        let row = x.shape().row_len() * x.dtype().size();
+        let from = x.ptr().offset(range.start * row).address;
+        gpu.copy_within(chunk.images.ptr().address, from, range.len() * row)?;
+        let row = size_of::<Row>();
+        let from = rows.ptr(gpu)?.offset(range.start * row).address;
+        gpu.copy_within(chunk.names.ptr().address, from, range.len() * row)?;
+
+        let (images, all) = (&chunk.images, 0..range.len());
+        let names = Rows::on_device(chunk.names.clone());
+        let scores = &mut chunk.scores;
+        chunk.repeated.run(gpu, || {
+            let pass = self.pass(&names, all.clone(), false)?;
+            let z = self.forward(repeat(images, all, self.draws)?, &pass)?;
+            *scores = Some(z);
+            Ok(())
+        })?;
+        // The next replay overwrites the graph's own.
+        let scores = chunk.scores.as_ref().expect("computed above");
+        let mut z = Tensor::uninit(gpu, scores.shape(), scores.dtype())?;
+        z.copy_from(scores)?;
+        self.passes.insert(key, chunk);
+        Ok(z)
+    }
+
+    fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+        match &mut self.frozen {
+            Some(frozen) if pass.mode == Mode::Eval => frozen.forward(x, pass),
+            _ => self.model.forward(x, pass),
+        }
+    }
+
+    fn backward(&mut self, dz: Tensor) -> Result<Tensor> {
+        match &mut self.frozen {
+            Some(frozen) if self.mode == Mode::Eval => frozen.backward(dz),
+            _ => self.model.backward(dz, Grads::InputOnly),
+        }
     }
 
     /// Puts the draws of each image together: `[n * draws, ...]` to `[n, ...]`.
@@ -183,7 +306,7 @@ impl Differentiable for Ensemble<'_> {
         // `gradient` may look at all rows at once, so one forward pass takes them all.
         let all = 0..rows.len();
         let pass = self.pass(rows, all.clone(), true)?;
-        let z = self.model.forward(repeat(x, all, self.draws)?, &pass)?;
+        let z = self.forward(repeat(x, all, self.draws)?, &pass)?;
         let scores = self.combine(&z)?;
         let g = gradient(&scores)?;
         g.expect(
@@ -193,7 +316,7 @@ impl Differentiable for Ensemble<'_> {
             scores.kind(),
         )?;
         let dz = combine_backward(&z, &g, self.draws, self.average)?;
-        let dx = self.model.backward(dz, Grads::InputOnly)?;
+        let dx = self.backward(dz)?;
         Ok((scores, sum_draws(&dx, self.draws)?))
     }
 }

@@ -220,6 +220,36 @@ fn a_finished_run_is_not_overwritten_and_resumes_to_nothing() {
     );
 }
 
+/// Where noise is drawn and what is kept of it changes no number.
+#[test]
+fn the_noise_plan_changes_no_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let usual = train(&dir.path().join("usual"), &[]);
+    assert_eq!(usual["draw_noise"], "auto");
+    assert_eq!(usual["recompute_noise"], false);
+    let more = [
+        "--draw-noise",
+        "apply",
+        "--recompute-noise",
+        "--device",
+        "cpu",
+    ];
+    let other = train(&dir.path().join("other"), &more);
+    assert_eq!(other["draw_noise"], "apply");
+    assert_eq!(other["recompute_noise"], true);
+    // Of the device's pool.
+    assert!(other["peak_device_bytes"].is_null());
+    assert_eq!(usual["log"], other["log"]);
+    let weights = |run: &str| std::fs::read(dir.path().join(run).join("weights.safetensors"));
+    assert!(weights("usual").unwrap() == weights("other").unwrap());
+    let args = train_args(dir.path());
+    refused(
+        &[&args[..], &["--draw-noise", "there"]].concat(),
+        2,
+        "nn: site: expected auto, load, apply or epilogue, found there",
+    );
+}
+
 /// Ctrl-C in the middle of an epoch, then --resume: the weights of a run never stopped.
 #[cfg(unix)]
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use noiseforge::gradcheck::check_network;
 use noiseforge::models::{Arch, Config, Model, NoisePlacement};
-use noiseforge::nn::{Entry, Grads, Mode, Pass};
+use noiseforge::nn::{Entry, Grads, Mode, NoisePlan, Pass, Site};
 use noiseforge::ops::noise::{Key, Purpose, Row};
 use noiseforge::rng::Stream;
 use noiseforge::tensor::Device;
@@ -488,4 +488,105 @@ fn a_variance_below_zero_is_refused_on_reading() {
         error.to_string(),
         "w.safetensors: expected variances of at least 0 in `features.4.running_var`, found -0.5 in channel 3"
     );
+}
+
+/// Batch norm as part of the weights: the same function, in f64 to the last digits, and its gradient; and
+/// rows that do not see each other.
+#[test]
+fn a_frozen_network_is_the_network() {
+    for config in narrow().iter().map(noisy) {
+        let config = Config {
+            relu_cap: (config.arch == Arch::Small).then_some(0.7),
+            ..config
+        };
+        let mut model = calibrated(&config);
+        model.to(&Device::Cpu, DType::F64).unwrap();
+        let x = images(config.input.with_n(3), DType::F64);
+        let pass = Pass {
+            record: true,
+            ..eval(Some(rows(&[4, 0, 9])))
+        };
+        let z = model.forward(x.clone(), &pass).unwrap();
+        let dz = Tensor::full(z.shape(), DType::F64, 0.25);
+        let dx = model.backward(dz.clone(), Grads::InputOnly).unwrap();
+        for site in [Site::Auto, Site::Load, Site::Apply, Site::Epilogue] {
+            model.set_noise_plan(NoisePlan {
+                site,
+                ..NoisePlan::default()
+            });
+            let mut frozen = model.freeze().unwrap();
+            let found = frozen.forward(x.clone(), &pass).unwrap();
+            let grad = frozen.backward(dz.clone()).unwrap();
+            for (what, a, b) in [("logits", &z, &found), ("gradient", &dx, &grad)] {
+                let largest = a.to_f64_vec().iter().fold(0.0f64, |m, v| m.max(v.abs()));
+                for (a, b) in a.to_f64_vec().iter().zip(b.to_f64_vec()) {
+                    let off = (a - b).abs() / largest;
+                    assert!(off < 1e-11, "{} {site} {what}: {a} {b}", config.arch);
+                }
+            }
+            let alone = Pass {
+                record: true,
+                ..eval(Some(rows(&[9])))
+            };
+            let row = x.gather_rows(&[2]).unwrap();
+            let one = frozen.forward(row, &alone).unwrap();
+            let last = found.gather_rows(&[2]).unwrap();
+            assert_eq!(one.data::<f64>(), last.data::<f64>(), "{}", config.arch);
+        }
+    }
+    let model = Model::new(narrow()[3].clone(), 0).unwrap();
+    let x = images(model.config().input.with_n(2), DType::F32);
+    let pass = Pass {
+        mode: Mode::Train,
+        ..eval(None)
+    };
+    let error = model.freeze().unwrap().forward(x, &pass).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Frozen::forward: pass.mode: expected eval, as the network is frozen, found train"
+    );
+}
+
+/// Wherever noise is drawn, and whether blocks keep their input or have it made again: the same logits and
+/// gradients to the bit. So they are without the images' gradient.
+#[test]
+fn no_number_depends_on_the_noise_plan() {
+    for config in narrow().iter().map(noisy) {
+        let x = images(config.input.with_n(3), DType::F32);
+        let mut first: Option<Vec<Tensor>> = None;
+        for (site, recompute, images_too) in [
+            (Site::Load, false, true),
+            (Site::Load, false, false),
+            (Site::Load, true, true),
+            (Site::Apply, false, true),
+            (Site::Apply, true, false),
+            (Site::Epilogue, true, true),
+            (Site::Auto, true, false),
+        ] {
+            let mut model = Model::new(config.clone(), 3).unwrap();
+            model.set_noise_plan(NoisePlan { site, recompute });
+            let pass = Pass {
+                mode: Mode::Train,
+                record: true,
+                ..eval(Some(rows(&[4, 0, 9])))
+            };
+            let mut all = vec![model.forward(x.clone(), &pass).unwrap()];
+            let dz = Tensor::full(all[0].shape(), DType::F32, 0.25);
+            if images_too {
+                model.backward(dz, Grads::Accumulate).unwrap();
+            } else {
+                model.accumulate(dz).unwrap();
+            }
+            model.visit_params(|_, p| all.push(p.grad.clone()));
+            match &first {
+                None => first = Some(all),
+                Some(first) => {
+                    for (i, (a, b)) in first.iter().zip(&all).enumerate() {
+                        let what = format!("{} {site} {recompute}: tensor {i}", config.arch);
+                        assert_eq!(a.data::<f32>(), b.data::<f32>(), "{what}");
+                    }
+                }
+            }
+        }
+    }
 }

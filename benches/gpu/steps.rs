@@ -5,7 +5,7 @@ use noiseforge::attacks::Criterion;
 use noiseforge::data::{Dataset, DeviceData};
 use noiseforge::ensemble::{Average, Classifier, Differentiable, Ensemble};
 use noiseforge::models::{Arch, Config, Model};
-use noiseforge::nn::{Grads, Mode, Pass};
+use noiseforge::nn::{Grads, Mode, NoisePlan, Pass, Site};
 use noiseforge::ops::adam::Adam;
 use noiseforge::ops::loss::{Metrics, cross_entropy_step};
 use noiseforge::ops::margin;
@@ -69,6 +69,19 @@ fn passes(b: &Bench, dtype: DType) -> Result<()> {
         model.forward(x.clone(), &pass(Mode::Eval, false))?;
         Ok(())
     })?;
+    for site in [Site::Load, Site::Epilogue] {
+        model.set_noise_plan(NoisePlan {
+            site,
+            ..NoisePlan::default()
+        });
+        let mut frozen = model.freeze()?;
+        let name = format!("vgg16 frozen forward, noise in the {site} {dtype}");
+        b.case(&name, work(1, BATCH), || {
+            frozen.forward(x.clone(), &pass(Mode::Eval, false))?;
+            Ok(())
+        })?;
+    }
+    model.set_noise_plan(NoisePlan::default());
     let name = format!("vgg16 forward and input gradient {dtype}");
     b.case(&name, work(2, BATCH), || {
         model.forward(x.clone(), &pass(Mode::Eval, true))?;
@@ -78,18 +91,43 @@ fn passes(b: &Bench, dtype: DType) -> Result<()> {
     let name = format!("vgg16 training pass {dtype}");
     b.case(&name, work(3, BATCH), || {
         model.forward(x.clone(), &pass(Mode::Train, true))?;
-        model.backward(dy.clone(), Grads::Accumulate)?;
+        model.accumulate(dy.clone())?;
         Ok(())
     })
 }
 
 /// Batch, augmentation, forward, backward, SGD: one graph, as [`noiseforge::train`] replays it.
 fn training_step(b: &Bench, dtype: DType) -> Result<()> {
-    let name = format!("vgg16 training step {dtype}");
-    if !b.wanted(&name) {
+    let auto = NoisePlan::default();
+    let load = NoisePlan {
+        site: Site::Load,
+        ..auto
+    };
+    let again = NoisePlan {
+        recompute: true,
+        ..auto
+    };
+    for (plan, what) in [
+        (auto, ""),
+        (load, ", noise in the load"),
+        (again, ", inputs made again"),
+    ] {
+        training_step_with(
+            b,
+            dtype,
+            plan,
+            &format!("vgg16 training step{what} {dtype}"),
+        )?;
+    }
+    Ok(())
+}
+
+fn training_step_with(b: &Bench, dtype: DType, noise: NoisePlan, name: &str) -> Result<()> {
+    if !b.wanted(name) {
         return Ok(());
     }
     let mut model = vgg16(b, dtype)?;
+    model.set_noise_plan(noise);
     let settings = Settings::default();
     let classes = (0..10).map(|c| c.to_string()).collect();
     let labels = (0..BATCH as u32).map(|i| i % 10).collect();
@@ -127,13 +165,16 @@ fn training_step(b: &Bench, dtype: DType) -> Result<()> {
         };
         let logits = model.forward(batch.x, &pass)?;
         let dlogits = cross_entropy_step(&logits, &batch.labels, Some(&scale), &mut metrics)?;
-        model.backward(dlogits, Grads::Accumulate)?;
+        model.accumulate(dlogits)?;
         sgd::step_all(&tensors, &rates, &cursor, &mut scale, settings.sgd)?;
         step::end(Some(&mut scale), &mut cursor)
     };
+    b.gpu.reset_peak();
     step()?;
     let (graph, ()) = b.gpu.capture(step)?;
-    b.case(&name, work(3, BATCH), || Ok(graph.launch()?))
+    let peak = b.gpu.memory_use().peak as f64 / 1e6;
+    println!("{name}: {peak:.0} MB of device memory");
+    b.case(name, work(3, BATCH), || Ok(graph.launch()?))
 }
 
 /// Forward, gradient in the images, Adam in tanh space, bookkeeping: one graph, as the attack replays it.

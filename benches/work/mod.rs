@@ -6,7 +6,7 @@ use noiseforge::attacks::Criterion;
 use noiseforge::attacks::carlini_wagner::{CarliniWagner, attack};
 use noiseforge::ensemble::Ensemble;
 use noiseforge::models::{Arch, Config, Model};
-use noiseforge::nn::{Grads, Mode, Pass};
+use noiseforge::nn::{Mode, Pass};
 use noiseforge::ops::loss::cross_entropy;
 use noiseforge::ops::noise::{Key, Purpose};
 use noiseforge::optim::Sgd;
@@ -59,7 +59,7 @@ pub fn vgg_train(noisy: bool) -> Result<Call> {
         step += 1;
         let logits = model.forward(x.clone(), &pass)?;
         let (_, dlogits) = cross_entropy(&logits, &labels)?;
-        model.backward(dlogits, Grads::Accumulate)?;
+        model.accumulate(dlogits)?;
         optimizer.step(&mut model)?;
         Ok(())
     }))

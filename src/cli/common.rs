@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::gpu::Gpu;
 use noiseforge::models::{Arch, Config, Model, NoisePlacement};
+use noiseforge::nn::{NoisePlan, Site};
 use noiseforge::tensor::{DType, Device, Shape};
 
 /// A standard deviation on the command line.
@@ -80,6 +81,11 @@ pub struct PlaceArgs {
     /// Type of the activations: f32, or bf16 or f16 on a GPU
     #[arg(long, default_value = "f32", value_parser = network_dtype)]
     pub dtype: DType,
+    /// Which pass draws a convolution's noise: load (the convolution's own), apply (that behind the
+    /// convolution before), epilogue (the convolution before; in evaluation and attacks) or auto (the
+    /// cheapest). It changes time and memory, no number
+    #[arg(long, value_name = "PASS", default_value = "auto")]
+    pub draw_noise: Site,
 }
 
 fn network_dtype(text: &str) -> Result<DType, String> {
@@ -99,6 +105,10 @@ impl PlaceArgs {
                 self.dtype
             );
         }
+        model.set_noise_plan(NoisePlan {
+            site: self.draw_noise,
+            ..NoisePlan::default()
+        });
         Ok(model.to(&device, self.dtype)?)
     }
 }

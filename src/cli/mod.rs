@@ -20,6 +20,9 @@ struct Cli {
     /// Print results as JSON on standard output
     #[arg(long, global = true)]
     json: bool,
+    /// Say more about what was done
+    #[arg(short, long, global = true)]
+    verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -49,7 +52,7 @@ pub fn main() -> ExitCode {
     let json = cli.json;
     let result = match &cli.command {
         Command::Demo(args) => demo::run(args, json),
-        Command::Train(args) => train::run(args, json),
+        Command::Train(args) => train::run(args, json, cli.verbose),
         Command::Eval(args) => eval::eval(args, json),
         Command::Predict(args) => eval::predict(args, json),
         Command::Attack(args) => attack::run(args, json),

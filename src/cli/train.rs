@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use noiseforge::data::{Augment, Dataset, Spec, Split};
 use noiseforge::models::{Arch, Config, Model, NoisePlacement};
+use noiseforge::nn::NoisePlan;
 use noiseforge::ops::sgd::Sgd;
 use noiseforge::optim::Schedule;
 use noiseforge::train::{EpochLog, Event, Select, Settings, Trainer};
@@ -93,6 +94,10 @@ pub struct TrainArgs {
     /// No random crop (pad 4) and flip
     #[arg(long)]
     no_augment: bool,
+    /// Do not keep the noisy inputs of convolutions for the weight gradients: make them again, with the
+    /// same draw. Less memory, a little more time, the same numbers
+    #[arg(long)]
+    recompute_noise: bool,
     /// Seed of weights, order, augmentation and noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -158,11 +163,16 @@ impl TrainArgs {
     }
 }
 
-pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
+pub fn run(args: &TrainArgs, json: bool, verbose: bool) -> Result<()> {
     let train = common::load_data(&args.data, Split::Train)?;
     let test = common::load_data(&args.data, Split::Test)?;
     let mut model = Model::new(args.config(&train)?, args.seed)?;
     args.place.place(&mut model)?;
+    model.set_noise_plan(NoisePlan {
+        recompute: args.recompute_noise,
+        ..model.noise_plan()
+    });
+    let gpu = model.device().gpu().cloned();
     let params = model.count_params();
     let (device, dtype) = (model.device().to_string(), model.dtype().to_string());
     let network = common::config_json(model.config());
@@ -197,6 +207,7 @@ pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
     }
     checkpoint.write(&weights)?;
     let last = log.last().expect("at least one epoch");
+    let peak = gpu.map(|gpu| gpu.memory_use().peak);
     let report = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "network": network,
@@ -219,6 +230,9 @@ pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
         "seed": args.seed,
         "seconds": seconds,
         "images_per_second": images as f64 / seconds,
+        "draw_noise": args.place.draw_noise.name(),
+        "recompute_noise": args.recompute_noise,
+        "peak_device_bytes": peak,
         "final": last,
         "log": log,
         "weights": weights.display().to_string(),
@@ -227,6 +241,9 @@ pub fn run(args: &TrainArgs, json: bool) -> Result<()> {
     if json {
         say!("{report:#}");
     } else {
+        if let (true, Some(peak)) = (verbose, peak) {
+            say!("peak device memory {:.1} MB", peak as f64 / 1e6);
+        }
         say!("{}", weights.display());
     }
     Ok(())

@@ -235,7 +235,8 @@ impl Gpu {
         pool.usage.peak = pool.usage.in_use;
     }
 
-    pub(super) fn is_capturing(&self) -> bool {
+    /// Whether launches are being recorded, and nothing runs.
+    pub(crate) fn is_capturing(&self) -> bool {
         self.pool().capture.is_some()
     }
 

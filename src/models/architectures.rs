@@ -1,13 +1,14 @@
 //! The layers of each network, under the names PyTorch users know them by.
 
-use super::builder::{Builder, ConvSpec, Norm};
+use super::builder::{Builder, ConvSpec, Norm, Sizes};
 use super::{Arch, Config};
 use crate::error::{Error, Result};
 use crate::nn::{ConvBlock, Flatten, GlobalAverage, Layer, Layout, Residual};
 use crate::ops::conv2d::Conv2d;
 use crate::tensor::Shape;
 
-pub(super) fn build(config: &Config, seed: u64) -> Result<Vec<Box<dyn Layer>>> {
+/// The layers, and what their convolutions work on.
+pub(super) fn build(config: &Config, seed: u64) -> Result<(Vec<Box<dyn Layer>>, Sizes)> {
     let mut b = Builder::new(config, seed);
     match config.arch {
         Arch::Vgg16 => vgg16(&mut b, config)?,
@@ -19,7 +20,7 @@ pub(super) fn build(config: &Config, seed: u64) -> Result<Vec<Box<dyn Layer>>> {
             b.dense("classifier", config.classes, Layout::Matrix, false);
         }
     }
-    Ok(b.layers)
+    Ok((b.layers, b.sizes))
 }
 
 /// One 3x3 convolution of a plain network: output channels, padding, max-pooling behind it.
@@ -147,7 +148,7 @@ fn bottleneck(
     group_width: usize,
     groups: usize,
     stride: usize,
-) -> Result<Residual> {
+) -> Result<Residual<ConvBlock>> {
     let input = b.shape;
     let out = 2 * group_width;
     let conv = |b: &mut Builder<'_>, conv: &str, norm: &str, c_out, k, stride, groups, act| {
@@ -170,7 +171,8 @@ fn bottleneck(
     let body: Vec<ConvBlock> = vec![
         conv(b, "conv1", "bn1", group_width, 1, 1, 1, true)?,
         conv(b, "conv2", "bn2", group_width, 3, stride, groups, true)?,
-        conv(b, "conv3", "bn3", out, 1, 1, 1, false)?,
+        // Its activation follows the residual.
+        conv(b, "conv3", "bn3", out, 1, 1, 1, true)?,
     ];
     let output = b.shape;
     let shortcut = if stride != 1 || input.c != out {
@@ -181,5 +183,5 @@ fn bottleneck(
     } else {
         None
     };
-    Ok(Residual::new(body, shortcut, b.cap()))
+    Ok(Residual::new(body, shortcut))
 }

@@ -32,6 +32,25 @@ pub(super) struct ConvSpec<'a> {
     pub pool: bool,
 }
 
+/// Elements that an image has in the convolutions of a network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// The most that one reads and writes together.
+    pub most: usize,
+    /// The fewest that one computes.
+    pub least: usize,
+}
+
+impl Default for Sizes {
+    /// Of a network without convolutions.
+    fn default() -> Self {
+        Sizes {
+            most: 0,
+            least: usize::MAX,
+        }
+    }
+}
+
 /// Follows the image's shape through the layers built so far.
 pub(super) struct Builder<'a> {
     config: &'a Config,
@@ -42,6 +61,7 @@ pub(super) struct Builder<'a> {
     tensors: u64,
     /// `[1, h, w, c]` behind the last layer.
     pub shape: Shape,
+    pub sizes: Sizes,
     pub layers: Vec<Box<dyn Layer>>,
 }
 
@@ -61,6 +81,7 @@ impl<'a> Builder<'a> {
             noise_layers: 0,
             tensors: 0,
             shape: config.input,
+            sizes: Sizes::default(),
             layers: Vec::new(),
         }
     }
@@ -141,14 +162,17 @@ impl<'a> Builder<'a> {
             true if shape.h < POOL.k || shape.w < POOL.k => None,
             true => Some(Shape::new(1, shape.h / 2, shape.w / 2, c_out)),
         };
-        self.shape = geometry
-            .output_shape("Model::new", self.shape, w)
-            .ok()
-            .and_then(pooled)
-            .ok_or_else(|| {
-                let expected = format!("images large enough for every layer up to {name}");
-                Error::argument("Model::new", "input", expected, self.config.input)
-            })?;
+        let from = self.shape;
+        let output = geometry.output_shape("Model::new", from, w).ok();
+        self.shape = output.and_then(pooled).ok_or_else(|| {
+            let expected = format!("images large enough for every layer up to {name}");
+            Error::argument("Model::new", "input", expected, self.config.input)
+        })?;
+
+        let most = from.row_len() + self.shape.row_len();
+        self.sizes.most = self.sizes.most.max(most);
+        let least = output.map_or(usize::MAX, |output| output.row_len());
+        self.sizes.least = self.sizes.least.min(least);
 
         let noise = self.noise();
         let weight = self.normal(w, 0.0, 0.02);

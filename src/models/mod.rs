@@ -4,13 +4,14 @@ mod architectures;
 mod builder;
 mod weights;
 
+pub(crate) use builder::Sizes;
 pub(crate) use weights::{put_array, to_array};
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-use crate::nn::{self, Entry, Grads, Layer, Param, Pass};
+use crate::nn::{self, Back, Entry, Grads, Layer, Link, NoisePlan, Param, Pass};
 use crate::tensor::{DType, Device, Kind, Shape, Tensor};
 
 /// Which network.
@@ -217,6 +218,8 @@ pub struct Model {
     layers: Vec<Box<dyn Layer>>,
     device: Device,
     dtype: DType,
+    plan: NoisePlan,
+    sizes: Sizes,
 }
 
 impl Model {
@@ -226,12 +229,14 @@ impl Model {
     /// scales N(1, 0.02), shifts 0, other biases uniform in `+-1 / sqrt(fan_in)`.
     pub fn new(config: Config, seed: u64) -> Result<Self> {
         config.check()?;
-        let layers = architectures::build(&config, seed)?;
+        let (layers, sizes) = architectures::build(&config, seed)?;
         Ok(Model {
             config,
             layers,
             device: Device::Cpu,
             dtype: DType::F32,
+            plan: NoisePlan::default(),
+            sizes,
         })
     }
 
@@ -249,6 +254,11 @@ impl Model {
     /// Where the network works.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// What its convolutions work on.
+    pub(crate) fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
     /// The type and place of the activations.
@@ -285,28 +295,49 @@ impl Model {
         Ok(())
     }
 
+    /// Where noise is drawn and what is kept for backward. It changes time and memory, no number.
+    pub fn noise_plan(&self) -> NoisePlan {
+        self.plan
+    }
+
+    /// Chooses [`Model::noise_plan`], for the passes from now on.
+    pub fn set_noise_plan(&mut self, plan: NoisePlan) {
+        self.plan = plan;
+    }
+
+    /// The network for evaluation alone, as it stands: batch norm becomes part of the convolutions'
+    /// weights, and every block is one fused convolution. The same numbers as [`Model::forward`] in
+    /// [`Mode::Eval`](nn::Mode::Eval), up to the rounding of those weights.
+    ///
+    /// Errors: not enough device memory; on the CPU a variance below 0.
+    pub fn freeze(&self) -> Result<Frozen> {
+        let layers = self.layers.iter().map(|layer| layer.freeze());
+        Ok(Frozen {
+            layers: layers.collect::<Result<_>>()?,
+            input: self.config.input,
+            kind: self.kind(),
+            plan: self.plan,
+        })
+    }
+
     /// Logits `[n, 1, 1, classes]` of images `[n, h, w, c]`.
     ///
     /// Errors: images of another size, dtype or device; no row; not enough device memory.
     pub fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
-        let expected = self.config.input.with_n(x.shape().n);
-        x.expect("Model::forward", "x", expected, self.kind().master())?;
-        if expected.n == 0 {
-            return Err(Error::argument(
-                "Model::forward",
-                "x",
-                "at least one row",
-                0,
-            ));
-        }
-        let x = x.to_dtype(self.dtype)?;
-        nn::forward_all(&mut self.layers, x, pass)?.to_dtype(self.dtype.master())
+        check_images("Model::forward", &x, self.config.input, self.kind())?;
+        forward(&mut self.layers, x, self.dtype, pass, self.plan)
     }
 
     /// Gradient in the images of the last recorded forward pass; `dy` is the logits' gradient.
     pub fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
-        let dy = dy.to_dtype(self.dtype)?;
-        nn::backward_all(&mut self.layers, dy, grads)?.to_dtype(self.dtype.master())
+        let dx = backward(&mut self.layers, dy, self.dtype, grads, true)?;
+        Ok(dx.expect("it was asked for"))
+    }
+
+    /// [`Model::backward`] for the parameters' gradients alone, as training wants them: the images' is
+    /// not computed.
+    pub fn accumulate(&mut self, dy: Tensor) -> Result<()> {
+        backward(&mut self.layers, dy, self.dtype, Grads::Accumulate, false).map(drop)
     }
 
     /// Calls `visit` with every named parameter and buffer, in a fixed order.
@@ -355,4 +386,82 @@ impl Model {
         });
         first
     }
+}
+
+/// A network for evaluation alone: [`Model::freeze`].
+pub struct Frozen {
+    layers: Vec<Box<dyn Layer>>,
+    input: Shape,
+    kind: Kind,
+    plan: NoisePlan,
+}
+
+impl Frozen {
+    /// Logits `[n, 1, 1, classes]` of images `[n, h, w, c]`.
+    ///
+    /// Errors: as [`Model::forward`]; a pass that trains.
+    pub fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+        check_images("Frozen::forward", &x, self.input, self.kind)?;
+        if pass.mode == nn::Mode::Train {
+            let expected = "eval, as the network is frozen";
+            return Err(Error::argument(
+                "Frozen::forward",
+                "pass.mode",
+                expected,
+                "train",
+            ));
+        }
+        forward(&mut self.layers, x, self.kind.dtype, pass, self.plan)
+    }
+
+    /// Gradient in the images of the last recorded forward pass; `dy` is the logits' gradient.
+    pub fn backward(&mut self, dy: Tensor) -> Result<Tensor> {
+        let dx = backward(
+            &mut self.layers,
+            dy,
+            self.kind.dtype,
+            Grads::InputOnly,
+            true,
+        )?;
+        Ok(dx.expect("it was asked for"))
+    }
+}
+
+fn check_images(op: &'static str, x: &Tensor, input: Shape, kind: Kind) -> Result<()> {
+    let expected = input.with_n(x.shape().n);
+    x.expect(op, "x", expected, kind.master())?;
+    match expected.n {
+        0 => Err(Error::argument(op, "x", "at least one row", 0)),
+        _ => Ok(()),
+    }
+}
+
+fn forward(
+    layers: &mut [Box<dyn Layer>],
+    x: Tensor,
+    dtype: DType,
+    pass: &Pass,
+    plan: NoisePlan,
+) -> Result<Tensor> {
+    let link = Link {
+        plan,
+        ..Link::default()
+    };
+    nn::chain::forward(layers, x.to_dtype(dtype)?, pass, &link)?.to_dtype(dtype.master())
+}
+
+fn backward(
+    layers: &mut [Box<dyn Layer>],
+    dy: Tensor,
+    dtype: DType,
+    grads: Grads,
+    input: bool,
+) -> Result<Option<Tensor>> {
+    let back = Back {
+        grads,
+        input,
+        before: None,
+    };
+    let dx = nn::chain::backward(layers, dy.to_dtype(dtype)?, back)?;
+    dx.map(|dx| dx.to_dtype(dtype.master())).transpose()
 }

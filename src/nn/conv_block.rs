@@ -1,14 +1,18 @@
 //! Noise, convolution, batch norm, activation, pooling: the block every network here is made of.
 
-use super::{Entry, Grads, Layer, Layout, Mode, NoiseLayer, Param, Pass};
+use super::{
+    Back, Block, End, Entry, FrozenBlock, Gradients, Grads, Layer, Layout, Link, Mode, NoiseLayer,
+    Param, Pass,
+};
 use crate::error::Result;
-use crate::ops::apply::{self, Gradients, Norm, Then};
+use crate::ops::apply::{self, Norm, Then};
 use crate::ops::batch_norm::{Activation, Running};
 use crate::ops::conv2d::{self, Conv2d};
+use crate::ops::fused_conv2d::{self, Epilogue};
 use crate::ops::noise::Noise;
 use crate::ops::noisy_conv2d;
 use crate::ops::pool2d::Pool2d;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// A convolution's parameters.
 #[derive(Debug, Clone)]
@@ -36,9 +40,10 @@ pub struct BatchNorm {
     pub count: u64,
 }
 
-/// `pool(activation(batch_norm(conv(x + sigma z))))`, every part but the convolution optional.
+/// `pool(activation(batch_norm(conv(x + sigma z)) + residual))`, every part but the convolution
+/// optional: a convolution, and one pass over its result.
 pub struct ConvBlock {
-    /// Noise in front of the convolution, drawn while its operand is read.
+    /// Noise in front of the convolution, drawn where the [`NoisePlan`](super::NoisePlan) says.
     pub noise: NoiseLayer,
     /// The convolution.
     pub conv: Conv,
@@ -53,12 +58,15 @@ pub struct ConvBlock {
 
 /// What backward needs of forward.
 struct Saved {
-    /// Input, without the noise.
-    x: Tensor,
-    /// The draw, to be made again for the weight gradient.
+    /// The input as it came; not kept where the layer before makes it again.
+    x: Option<Tensor>,
+    x_shape: Shape,
+    /// The noise drawn in the load, to be drawn again for the weight gradient.
     noise: Option<Noise>,
     /// What follows the convolution.
     applied: apply::Saved,
+    /// The noise added at the end, to make the output again.
+    next: Option<Noise>,
 }
 
 impl ConvBlock {
@@ -81,17 +89,89 @@ impl ConvBlock {
     }
 }
 
+impl Block for ConvBlock {
+    fn backward_block(&mut self, dy: Tensor, back: Back<'_>) -> Result<Gradients> {
+        let Saved {
+            x,
+            x_shape,
+            noise,
+            applied,
+            ..
+        } = self
+            .saved
+            .take()
+            .expect("backward follows a recorded forward");
+        let trained = back.grads == Grads::Accumulate;
+        let (affine, affine_grads) = match self.norm.as_mut().and_then(|n| n.affine.as_mut()) {
+            Some((g, b)) => (
+                Some((&g.value, &b.value)),
+                trained.then_some((&mut g.grad, &mut b.grad)),
+            ),
+            None => (None, None),
+        };
+        let apply::Gradients { dx: dz, dresidual } =
+            apply::backward(dy, affine, applied, affine_grads)?;
+        let Conv {
+            geometry,
+            weight,
+            bias,
+            ..
+        } = &mut self.conv;
+        if trained {
+            let x = match (x, back.before) {
+                (Some(x), _) => x,
+                (None, before) => before.expect("it said that it would").remake()?,
+            };
+            let db = bias.as_mut().map(|b| &mut b.grad);
+            match &noise {
+                Some(noise) => {
+                    noisy_conv2d::weight_grad(&dz, &x, noise, &mut weight.grad, db, *geometry)?
+                }
+                None => conv2d::weight_grad(&dz, &x, &mut weight.grad, db, *geometry)?,
+            }
+        }
+        let dx = back
+            .input
+            .then(|| conv2d::input_grad(&dz, &weight.value, x_shape, *geometry));
+        Ok(Gradients {
+            dx: dx.transpose()?,
+            dresidual,
+        })
+    }
+
+    fn freeze_block(&self) -> Result<FrozenBlock> {
+        FrozenBlock::new(self)
+    }
+}
+
 impl Layer for ConvBlock {
-    fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
-        let noise = self.noise.draw(pass);
+    fn noise(&self, pass: &Pass) -> Option<Noise> {
+        self.noise.draw(pass)
+    }
+
+    fn end(&self) -> End {
+        End::Apply
+    }
+
+    fn is_trained(&self) -> bool {
+        true
+    }
+
+    fn forward(&mut self, x: Tensor, pass: &Pass, link: &Link<'_>) -> Result<Tensor> {
+        let noise = self.noise.draw(pass).filter(|_| !link.drawn);
         let (w, b) = (
             &self.conv.weight.value,
             self.conv.bias.as_ref().map(|b| &b.value),
         );
-        let z = match &noise {
-            Some(noise) => noisy_conv2d::forward(&x, noise, w, b, self.conv.geometry)?,
-            None => conv2d::forward(&x, w, b, self.conv.geometry)?,
+        let epilogue = Epilogue {
+            statistics: pass.mode == Mode::Train && self.norm.is_some(),
+            ..Epilogue::default()
         };
+        let (z, extras) =
+            fused_conv2d::forward(&x, noise.as_ref(), w, b, self.conv.geometry, &epilogue)?;
+        let x_shape = x.shape();
+        // Memory that nobody needs any more is free for what follows.
+        let x = (pass.record && !link.remade).then_some(x);
 
         let norm = match &mut self.norm {
             None => Norm::None,
@@ -100,11 +180,10 @@ impl Layer for ConvBlock {
                 match pass.mode {
                     Mode::Train => {
                         norm.count += 1;
-                        let running = &mut norm.running;
                         Norm::Train {
                             affine,
-                            running,
-                            partials: None,
+                            running: &mut norm.running,
+                            partials: extras.statistics,
                         }
                     }
                     Mode::Eval => {
@@ -115,46 +194,44 @@ impl Layer for ConvBlock {
             }
         };
         let then = Then {
-            residual: None,
+            residual: link.residual,
             activation: self.activation,
             pool: self.pool,
-            noise: None,
+            noise: link.next,
             record: pass.record,
         };
         let (y, applied) = apply::forward(z, norm, &then)?;
-        self.saved = applied.map(|applied| Saved { x, noise, applied });
+        self.saved = applied.map(|applied| Saved {
+            x,
+            x_shape,
+            noise,
+            applied,
+            next: link.next.cloned(),
+        });
         Ok(y)
     }
 
-    fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
-        let Saved { x, noise, applied } = self
+    fn backward(&mut self, dy: Tensor, back: Back<'_>) -> Result<Option<Tensor>> {
+        Ok(self.backward_block(dy, back)?.dx)
+    }
+
+    fn remakes(&self) -> bool {
+        self.norm.is_some()
+    }
+
+    fn remake(&self) -> Result<Tensor> {
+        let saved = self
             .saved
-            .take()
-            .expect("backward follows a recorded forward");
-        let (affine, affine_grads) = match self.norm.as_mut().and_then(|n| n.affine.as_mut()) {
-            Some((g, b)) => (
-                Some((&g.value, &b.value)),
-                (grads == Grads::Accumulate).then_some((&mut g.grad, &mut b.grad)),
-            ),
-            None => (None, None),
-        };
-        let Gradients { dx: dz, .. } = apply::backward(dy, affine, applied, affine_grads)?;
-        let Conv {
-            geometry,
-            weight,
-            bias,
-            ..
-        } = &mut self.conv;
-        if grads == Grads::Accumulate {
-            let db = bias.as_mut().map(|b| &mut b.grad);
-            match &noise {
-                Some(noise) => {
-                    noisy_conv2d::weight_grad(&dz, &x, noise, &mut weight.grad, db, *geometry)?
-                }
-                None => conv2d::weight_grad(&dz, &x, &mut weight.grad, db, *geometry)?,
-            }
-        }
-        conv2d::input_grad(&dz, &weight.value, x.shape(), *geometry)
+            .as_ref()
+            .expect("a recorded forward comes before");
+        let affine = self.norm.as_ref().and_then(|n| n.affine.as_ref());
+        let affine = affine.map(|(g, b)| (&g.value, &b.value));
+        let again = saved.applied.again(affine, saved.next.as_ref())?;
+        Ok(again.expect("there is a batch norm"))
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Layer>> {
+        Ok(Box::new(self.freeze_block()?))
     }
 
     fn visit(&mut self, visit: &mut dyn FnMut(&str, Entry<'_>)) {

@@ -1,6 +1,6 @@
 //! Heads: flattening, global average, linear layers.
 
-use super::{Entry, Grads, Layer, Layout, Param, Pass};
+use super::{Back, Entry, FrozenDense, Grads, Layer, Layout, Link, Param, Pass};
 use crate::error::Result;
 use crate::ops::{linear, pool2d, relu};
 use crate::tensor::{Shape, Tensor};
@@ -12,18 +12,22 @@ pub struct Flatten {
 }
 
 impl Layer for Flatten {
-    fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&mut self, x: Tensor, pass: &Pass, _: &Link<'_>) -> Result<Tensor> {
         let shape = x.shape();
         self.saved = pass.record.then_some(shape);
         x.reshape(Shape::new(shape.n, 1, 1, shape.row_len()))
     }
 
-    fn backward(&mut self, dy: Tensor, _: Grads) -> Result<Tensor> {
+    fn backward(&mut self, dy: Tensor, _: Back<'_>) -> Result<Option<Tensor>> {
         let shape = self
             .saved
             .take()
             .expect("backward follows a recorded forward");
-        dy.reshape(shape)
+        dy.reshape(shape).map(Some)
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Layer>> {
+        Ok(Box::new(Flatten::default()))
     }
 
     fn visit(&mut self, _: &mut dyn FnMut(&str, Entry<'_>)) {}
@@ -36,17 +40,21 @@ pub struct GlobalAverage {
 }
 
 impl Layer for GlobalAverage {
-    fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+    fn forward(&mut self, x: Tensor, pass: &Pass, _: &Link<'_>) -> Result<Tensor> {
         self.saved = pass.record.then(|| x.shape());
         pool2d::global_average_forward(&x)
     }
 
-    fn backward(&mut self, dy: Tensor, _: Grads) -> Result<Tensor> {
+    fn backward(&mut self, dy: Tensor, _: Back<'_>) -> Result<Option<Tensor>> {
         let shape = self
             .saved
             .take()
             .expect("backward follows a recorded forward");
-        pool2d::global_average_backward(&dy, shape)
+        pool2d::global_average_backward(&dy, shape).map(Some)
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Layer>> {
+        Ok(Box::new(GlobalAverage::default()))
     }
 
     fn visit(&mut self, _: &mut dyn FnMut(&str, Entry<'_>)) {}
@@ -84,7 +92,11 @@ impl Dense {
 }
 
 impl Layer for Dense {
-    fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+    fn is_trained(&self) -> bool {
+        true
+    }
+
+    fn forward(&mut self, x: Tensor, pass: &Pass, _: &Link<'_>) -> Result<Tensor> {
         let y = linear::forward(&x, &self.weight.value, Some(&self.bias.value))?;
         let y = match self.activation {
             Some(cap) => relu::forward(y, cap)?,
@@ -96,7 +108,7 @@ impl Layer for Dense {
         Ok(y)
     }
 
-    fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
+    fn backward(&mut self, dy: Tensor, back: Back<'_>) -> Result<Option<Tensor>> {
         let (x, y) = self
             .saved
             .take()
@@ -105,10 +117,18 @@ impl Layer for Dense {
             (Some(cap), Some(y)) => relu::backward(dy, y, cap)?,
             _ => dy,
         };
-        if grads == Grads::Accumulate {
+        if back.grads == Grads::Accumulate {
             linear::weight_grad(&dy, &x, &mut self.weight.grad, Some(&mut self.bias.grad))?;
         }
-        linear::input_grad(&dy, &self.weight.value)
+        let dx = back
+            .input
+            .then(|| linear::input_grad(&dy, &self.weight.value));
+        dx.transpose()
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Layer>> {
+        let (w, b) = (self.weight.value.clone(), self.bias.value.clone());
+        Ok(Box::new(FrozenDense::new(w, b, self.activation)))
     }
 
     fn visit(&mut self, visit: &mut dyn FnMut(&str, Entry<'_>)) {

@@ -1,12 +1,16 @@
 //! Layers with saved state: ops know how to compute, layers remember what backward needs.
 
+pub(crate) mod chain;
 mod conv_block;
 mod dense;
+mod frozen;
 mod residual;
 
+pub use chain::{Back, End, Link, NoisePlan, Site};
 pub use conv_block::{BatchNorm, Conv, ConvBlock};
 pub use dense::{Dense, Flatten, GlobalAverage};
-pub use residual::Residual;
+pub use frozen::{FrozenBlock, FrozenDense};
+pub use residual::{Block, Gradients, Residual};
 
 use crate::error::Result;
 use crate::ops::noise::{Key, Noise, Normals};
@@ -93,15 +97,84 @@ pub enum Entry<'a> {
 
 /// A piece of a network with a hand-written backward pass.
 pub trait Layer: Send {
-    /// Rows in, rows out. Keeps what backward needs if `pass.record`.
-    fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor>;
+    /// The noise in front of it, which the layer before may draw: `None` where there is none, or where
+    /// the input is also read without it.
+    fn noise(&self, _pass: &Pass) -> Option<Noise> {
+        None
+    }
 
-    /// Gradient in the input of the last recorded forward pass, whose state it consumes.
-    /// Panics without one: that is a bug of the caller, not of the data.
-    fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor>;
+    /// Its last pass, which may take the next layer's noise along.
+    fn end(&self) -> End {
+        End::Other
+    }
+
+    /// Whether there is anything to train in it.
+    fn is_trained(&self) -> bool {
+        false
+    }
+
+    /// Rows in, rows out. Keeps what backward needs if `pass.record`.
+    fn forward(&mut self, x: Tensor, pass: &Pass, link: &Link<'_>) -> Result<Tensor>;
+
+    /// Gradient in the input of the last recorded forward pass, whose state it consumes; may be `None`
+    /// where `back.input` is false. Panics without such a pass: that is a bug of the caller, not of the
+    /// data.
+    fn backward(&mut self, dy: Tensor, back: Back<'_>) -> Result<Option<Tensor>>;
+
+    /// Whether [`Layer::remake`] can: whether it keeps enough of a recorded pass.
+    fn remakes(&self) -> bool {
+        false
+    }
+
+    /// The output of the last recorded forward pass once more, the same bits. Panics where
+    /// [`Layer::remakes`] says no.
+    fn remake(&self) -> Result<Tensor> {
+        panic!("asked to make again what cannot be")
+    }
+
+    /// The same layer for evaluation alone, with batch norm as part of its weights.
+    fn freeze(&self) -> Result<Box<dyn Layer>>;
 
     /// Calls `visit` with the full name of every parameter and buffer, in a fixed order.
     fn visit(&mut self, visit: &mut dyn FnMut(&str, Entry<'_>));
+}
+
+impl Layer for Box<dyn Layer> {
+    fn noise(&self, pass: &Pass) -> Option<Noise> {
+        (**self).noise(pass)
+    }
+
+    fn end(&self) -> End {
+        (**self).end()
+    }
+
+    fn is_trained(&self) -> bool {
+        (**self).is_trained()
+    }
+
+    fn forward(&mut self, x: Tensor, pass: &Pass, link: &Link<'_>) -> Result<Tensor> {
+        (**self).forward(x, pass, link)
+    }
+
+    fn backward(&mut self, dy: Tensor, back: Back<'_>) -> Result<Option<Tensor>> {
+        (**self).backward(dy, back)
+    }
+
+    fn remakes(&self) -> bool {
+        (**self).remakes()
+    }
+
+    fn remake(&self) -> Result<Tensor> {
+        (**self).remake()
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Layer>> {
+        (**self).freeze()
+    }
+
+    fn visit(&mut self, visit: &mut dyn FnMut(&str, Entry<'_>)) {
+        (**self).visit(visit);
+    }
 }
 
 /// The noise in front of a layer: `x + sigma z`, `z ~ N(0, 1)` anew for every row and draw.
@@ -124,25 +197,6 @@ impl NoiseLayer {
             normals: Normals::Fast,
         })
     }
-}
-
-/// Runs layers in order.
-pub(crate) fn forward_all(layers: &mut [Box<dyn Layer>], x: Tensor, pass: &Pass) -> Result<Tensor> {
-    layers
-        .iter_mut()
-        .try_fold(x, |x, layer| layer.forward(x, pass))
-}
-
-/// Runs backward passes in reverse order.
-pub(crate) fn backward_all(
-    layers: &mut [Box<dyn Layer>],
-    dy: Tensor,
-    grads: Grads,
-) -> Result<Tensor> {
-    layers
-        .iter_mut()
-        .rev()
-        .try_fold(dy, |dy, layer| layer.backward(dy, grads))
 }
 
 /// Moves every parameter and buffer to a device and rounds it to a dtype; gradients start at 0.

@@ -1,62 +1,106 @@
-//! `relu(body(x) + shortcut(x))`.
+//! `act(body(x) + shortcut(x))`.
 
-use super::{ConvBlock, Entry, Grads, Layer, Pass};
+use super::{Back, End, Entry, FrozenBlock, Layer, Link, Pass, chain};
 use crate::error::Result;
-use crate::ops::{add, relu};
+use crate::ops::add;
 use crate::tensor::Tensor;
 
-/// A residual block; without a shortcut the input itself is added.
-pub struct Residual {
-    body: Vec<ConvBlock>,
-    shortcut: Option<ConvBlock>,
-    /// The activation's cap, for bounded ReLU.
-    cap: Option<f64>,
-    saved: Option<Tensor>,
+/// A layer that adds `link.residual` in front of its activation.
+pub trait Block: Layer {
+    /// [`Layer::backward`], with the residual's gradient.
+    fn backward_block(&mut self, dy: Tensor, back: Back<'_>) -> Result<Gradients>;
+
+    /// [`Layer::freeze`].
+    fn freeze_block(&self) -> Result<FrozenBlock>;
 }
 
-impl Residual {
-    /// The last block of `body`, and `shortcut`, carry no activation of their own.
-    pub fn new(body: Vec<ConvBlock>, shortcut: Option<ConvBlock>, cap: Option<f64>) -> Self {
-        Residual {
-            body,
-            shortcut,
-            cap,
-            saved: None,
-        }
+/// The gradients of a [`Block`].
+pub struct Gradients {
+    /// In the input, where it was asked for.
+    pub dx: Option<Tensor>,
+    /// In the residual, where there was one.
+    pub dresidual: Option<Tensor>,
+}
+
+/// A residual block; without a shortcut the input itself is added. The body's last block adds it, in
+/// front of its activation.
+///
+/// The input is read twice, each time with noise of its own or without: nobody can add noise to it
+/// beforehand.
+pub struct Residual<B> {
+    body: Vec<B>,
+    shortcut: Option<B>,
+}
+
+impl<B: Block> Residual<B> {
+    /// Panics without a block in `body`.
+    pub fn new(body: Vec<B>, shortcut: Option<B>) -> Self {
+        assert!(!body.is_empty(), "a residual block of nothing");
+        Residual { body, shortcut }
     }
 }
 
-impl Layer for Residual {
-    fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+impl<B: Block> Layer for Residual<B> {
+    fn end(&self) -> End {
+        self.body.last().expect("not empty").end()
+    }
+
+    fn is_trained(&self) -> bool {
+        self.body.iter().any(|b| b.is_trained())
+    }
+
+    fn forward(&mut self, x: Tensor, pass: &Pass, link: &Link<'_>) -> Result<Tensor> {
         let straight = match &mut self.shortcut {
-            Some(shortcut) => shortcut.forward(x.clone(), pass)?,
+            Some(shortcut) => {
+                let link = Link {
+                    plan: link.plan,
+                    remade: link.remade,
+                    ..Link::default()
+                };
+                shortcut.forward(x.clone(), pass, &link)?
+            }
             None => x.clone(),
         };
-        let bent = self
-            .body
-            .iter_mut()
-            .try_fold(x, |x, block| block.forward(x, pass))?;
-        let y = relu::forward(add::forward(bent, &straight)?, self.cap)?;
-        self.saved = pass.record.then(|| y.clone());
-        Ok(y)
+        let link = Link {
+            residual: Some(&straight),
+            ..*link
+        };
+        chain::forward(&mut self.body, x, pass, &link)
     }
 
-    fn backward(&mut self, dy: Tensor, grads: Grads) -> Result<Tensor> {
-        let y = self
-            .saved
-            .take()
-            .expect("backward follows a recorded forward");
-        let d = relu::backward(dy, &y, self.cap)?;
+    fn backward(&mut self, dy: Tensor, back: Back<'_>) -> Result<Option<Tensor>> {
+        let (last, rest) = self.body.split_last_mut().expect("not empty");
+        let before = rest.last().map(|b| b as &dyn Layer).or(back.before);
+        let Gradients { dx, dresidual } = last.backward_block(
+            dy,
+            Back {
+                input: back.input || !rest.is_empty(),
+                before,
+                ..back
+            },
+        )?;
+        let straight = dresidual.expect("forward gave it one");
         let straight = match &mut self.shortcut {
-            Some(shortcut) => shortcut.backward(d.clone(), grads)?,
-            None => d.clone(),
+            Some(shortcut) => shortcut.backward(straight, back)?,
+            None => Some(straight),
         };
-        let bent = self
-            .body
-            .iter_mut()
-            .rev()
-            .try_fold(d, |d, block| block.backward(d, grads))?;
-        add::forward(bent, &straight)
+        let bent = match dx {
+            Some(dx) => chain::backward(rest, dx, back)?,
+            None => None,
+        };
+        match (bent, straight) {
+            (Some(bent), Some(straight)) => Ok(Some(add::forward(bent, &straight)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Layer>> {
+        let body = self.body.iter().map(B::freeze_block);
+        let shortcut = self.shortcut.as_ref().map(B::freeze_block);
+        Ok(Box::new(Residual::new(
+            body.collect::<Result<_>>()?,
+            shortcut.transpose()?,
+        )))
     }
 
     fn visit(&mut self, visit: &mut dyn FnMut(&str, Entry<'_>)) {

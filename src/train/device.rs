@@ -9,7 +9,7 @@ use crate::data::{Dataset, DeviceData, Plan};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, LOOK_EVERY, Repeated};
 use crate::models::Model;
-use crate::nn::{Entry, Grads, Mode, Pass};
+use crate::nn::{Entry, Mode, Pass};
 use crate::ops::loss::{Metrics, Totals, cross_entropy_step};
 use crate::ops::noise::{Key, Purpose};
 use crate::ops::sgd;
@@ -164,7 +164,7 @@ impl DeviceRun {
         let logits = model.forward(batch.x, &pass)?;
         let dlogits =
             cross_entropy_step(&logits, &batch.labels, Some(&self.scale), &mut self.metrics)?;
-        model.backward(dlogits, Grads::Accumulate)?;
+        model.accumulate(dlogits)?;
         if update {
             let tensors = self.tensors.as_ref().expect("built before");
             sgd::step_all(

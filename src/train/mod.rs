@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::Judge;
 use crate::io::checkpoint::Checkpoint;
 use crate::models::Model;
-use crate::nn::{Grads, Mode, Pass};
+use crate::nn::{Mode, Pass};
 use crate::ops::loss::{argmax, cross_entropy};
 use crate::ops::noise::{Key, Purpose};
 use crate::ops::sgd;
@@ -423,7 +423,7 @@ impl<'a> Trainer<'a> {
             let Progress { step, epoch, .. } = self.progress;
             return Err(loss_not_finite(step, epoch, bad, losses.len()));
         }
-        self.model.backward(dlogits, Grads::Accumulate)?;
+        self.model.accumulate(dlogits)?;
         self.optimizer.settings.lr = self.rate(self.progress.step);
         self.optimizer.step(self.model)?;
 

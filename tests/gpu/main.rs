@@ -14,6 +14,7 @@ mod loss;
 mod margin;
 mod networks;
 mod noise;
+mod noise_plans;
 mod noisy_conv2d;
 mod numbers;
 mod pool2d;

@@ -5,7 +5,7 @@ use noiseforge::attacks::carlini_wagner::{CarliniWagner, Outcome, Protocol, atta
 use noiseforge::data::{Augment, Spec, Split};
 use noiseforge::ensemble::{Average, Classifier, Ensemble};
 use noiseforge::models::{Arch, Config, Model};
-use noiseforge::nn::{Grads, Mode, Pass};
+use noiseforge::nn::{Mode, Pass};
 use noiseforge::ops::loss::cross_entropy;
 use noiseforge::ops::noise::{Key, Purpose, Row, Rows};
 use noiseforge::ops::sgd;
@@ -23,13 +23,13 @@ const SGD: sgd::Sgd = sgd::Sgd {
     nesterov: false,
 };
 
-fn network(arch: Arch, size: usize, width: usize) -> Model {
+pub fn network(arch: Arch, size: usize, width: usize) -> Model {
     let mut config = Config::new(arch, Shape::new(1, size, size, 3), 10).with_noise(0.2, 0.1);
     config.width = width;
     Model::new(config, 3).unwrap()
 }
 
-fn images(input: Shape, n: usize, seed: u64) -> Tensor {
+pub fn images(input: Shape, n: usize, seed: u64) -> Tensor {
     let mut x = values(input.with_n(n), seed);
     for v in x.data_mut::<f32>() {
         *v = 0.5 + 0.5 * *v;
@@ -38,7 +38,12 @@ fn images(input: Shape, n: usize, seed: u64) -> Tensor {
 }
 
 /// Losses of `steps` training steps, and every parameter and statistic after them.
-fn trained(model: &mut Model, device: &Device, dtype: DType, steps: u32) -> Result<Vec<Tensor>> {
+pub fn trained(
+    model: &mut Model,
+    device: &Device,
+    dtype: DType,
+    steps: u32,
+) -> Result<Vec<Tensor>> {
     model.to(device, dtype)?;
     let n = 6;
     let labels: Vec<u32> = (0..n as u32).map(|i| i * 7 % 10).collect();
@@ -55,7 +60,7 @@ fn trained(model: &mut Model, device: &Device, dtype: DType, steps: u32) -> Resu
         let logits = model.forward(x, &pass)?;
         let (loss, dlogits) = cross_entropy(&logits, &labels)?;
         losses.push(loss.iter().sum::<f64>() as f32);
-        model.backward(dlogits, Grads::Accumulate)?;
+        model.accumulate(dlogits)?;
         optimizer.step(model)?;
     }
     let losses = Tensor::from_vec::<f32>(Shape::vector(losses.len()), losses)?;
@@ -300,7 +305,7 @@ fn an_interrupted_run_continues_to_the_same_bits() {
 /// A network whose activations keep their size from layer to layer: weights N(0, 2 / fan_in). Those a
 /// run begins with are so small that, with the running statistics it begins with, images would move
 /// logits by little more than rounding does.
-fn lively() -> Model {
+pub fn lively() -> Model {
     let mut model = network(Arch::Small, 8, 4);
     model.visit_params(|_, p| {
         let fan_in = p.value.shape().row_len() as f64;
@@ -402,6 +407,42 @@ fn an_ensemble_of_five_draws_is_the_cpus() {
     );
 }
 
+/// Chunk after chunk, and call after call: the same bits as at once. From the third time on a chunk is one
+/// graph, which needs no memory.
+#[test]
+fn an_ensembles_chunks_are_one_graph_each() {
+    let Some(emulator) = emulator() else { return };
+    for draws in [1, 3] {
+        once(|_| {
+            let gpu = open_pooled();
+            let mut model = lively();
+            model.to(&Device::Gpu(gpu.clone()), DType::BF16).unwrap();
+            let x = images(model.config().input, 11, 9).to_gpu(&gpu).unwrap();
+            let rows: Rows = (0..11).map(|id| Row { id, draw: 4 }).collect();
+            let mut net = Ensemble::new(&mut model, 7, Purpose::Eval, draws).unwrap();
+            let whole = net.logits(&x, &rows).unwrap().to_cpu().unwrap();
+            net.chunk = 2 * draws;
+            for call in 0..3 {
+                let parts = net.logits(&x, &rows).unwrap().to_cpu().unwrap();
+                assert_eq!(whole.data::<f32>(), parts.data::<f32>(), "call {call}");
+            }
+            emulator.take_stats();
+            let again = net.logits_of_draws(&x, &rows).unwrap();
+            let stats = emulator.take_stats();
+            // Five chunks of two images and one of one.
+            assert_eq!(stats.graph_launches, 6, "{stats:?}");
+            assert_eq!(stats.allocations, 0, "{stats:?}");
+            // Another seed is not in that graph.
+            let same = net.logits_of_draws(&x, &rows).unwrap();
+            net.seed = 8;
+            let other = net.logits_of_draws(&x, &rows).unwrap();
+            let host = |t: &Tensor| t.to_cpu().unwrap().data::<f32>().to_vec();
+            assert_eq!(host(&again), host(&same));
+            assert_ne!(host(&again), host(&other));
+        });
+    }
+}
+
 /// Too little memory for all rows at once: the same bits with fewer.
 #[test]
 fn an_ensemble_goes_on_with_fewer_rows_at_once() {
@@ -414,17 +455,18 @@ fn an_ensemble_goes_on_with_fewer_rows_at_once() {
             let x = images(model.config().input, 8, 9).to_gpu(&gpu).unwrap();
             let rows: Rows = (0..8).map(|id| Row { id, draw: 0 }).collect();
             let mut net = Ensemble::new(&mut model, 7, Purpose::Eval, 4).unwrap();
+            let most = net.chunk;
             let before = emulator.memory_used();
             if let Some(more) = limit {
                 emulator.set_memory_limit(before + more);
             }
             let scores = net.logits(&x, &rows).and_then(|z| z.to_cpu());
             emulator.set_memory_limit(16 << 30);
-            (scores, net.chunk, emulator.memory_used() - before)
+            (scores, (most, net.chunk), emulator.memory_used() - before)
         };
-        let (whole, chunk, used) = scores(None);
-        assert_eq!(chunk, 256);
-        let (parts, chunk, _) = scores(Some(used * 2 / 3));
+        let (whole, (most, chunk), used) = scores(None);
+        assert_eq!(chunk, most);
+        let (parts, (_, chunk), _) = scores(Some(used * 2 / 3));
         assert!(chunk < 32, "{chunk}");
         assert_eq!(whole.unwrap().data::<f32>(), parts.unwrap().data::<f32>());
         let (none, ..) = scores(Some(4096));

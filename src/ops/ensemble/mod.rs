@@ -53,6 +53,27 @@ fn check_range(op: &'static str, n: usize, range: &Range<usize>, draws: usize) -
     Ok(())
 }
 
+fn check_fit(rows: Option<&[Row]>, draws: usize) -> Result<()> {
+    let fits = |row: &&Row| (u64::from(row.draw) + 1) * draws as u64 <= 1 << 32;
+    match rows.and_then(|rows| rows.iter().find(|row| !fits(row))) {
+        None => Ok(()),
+        Some(row) => {
+            let expected = format_args!("draw * {draws} to fit in 32 bits");
+            Err(Error::argument(
+                "ensemble::repeat_rows",
+                "rows",
+                expected,
+                row.draw,
+            ))
+        }
+    }
+}
+
+/// What [`repeat_rows`] asks of rows that the host knows.
+pub(crate) fn check_draws_fit(rows: &Rows, draws: usize) -> Result<()> {
+    check_fit(rows.host(), draws)
+}
+
 /// The names of [`repeat`]ed rows: draw `j` of a row that says draw `d` is draw `d * draws + j`, so
 /// successive steps of an attack never meet a draw twice. With a GPU the list is made there, without
 /// waiting; uploaded it is only if it came from the host and was not there yet.
@@ -66,12 +87,8 @@ pub fn repeat_rows(
 ) -> Result<Rows> {
     const OP: &str = "ensemble::repeat_rows";
     check_range(OP, rows.len(), &range, draws)?;
-    let fits = |row: &Row| (u64::from(row.draw) + 1) * draws as u64 <= 1 << 32;
     let host = rows.host().map(|rows| &rows[range.clone()]);
-    if let Some(row) = host.and_then(|rows| rows.iter().find(|row| !fits(row))) {
-        let expected = format_args!("draw * {draws} to fit in 32 bits");
-        return Err(Error::argument(OP, "rows", expected, row.draw));
-    }
+    check_fit(host, draws)?;
     if draws == 1 && range == (0..rows.len()) {
         return Ok(rows.clone());
     }
