@@ -22,3 +22,4 @@ mod sgd;
 mod tanh_space;
 mod tensor;
 mod tensor_cores;
+mod wgmma;
