@@ -207,6 +207,13 @@ GPU_FN uint32_t mask_or(uint32_t x) {
   return r;
 }
 
+/// x, of which the compiler knows nothing any more: what is computed from it is computed where it stands, and not kept
+/// in a register from before a loop.
+GPU_FN uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- named barriers ---------------------------------------------------------------------------------------
 
 /// Barrier `id` (1 to 15) for `threads` threads, a multiple of 32.

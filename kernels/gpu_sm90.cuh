@@ -138,6 +138,12 @@ GPU_TMA_LOAD("5d", ".im2col", im2col_5d, "", "{%3, %4, %5, %6, %7}], [%2], {%8, 
                  uint16_t dh GPU_COMMA uint16_t dd,
              "r"(c), "r"(w), "r"(h), "r"(d), "r"(n), "h"(dw), "h"(dh), "h"(dd))
 
+/// `bytes` (a multiple of 16) from global to shared memory, both 16-byte aligned; they count at the barrier.
+GPU_FN void bulk_load(void *s, const void *g, uint32_t bytes, uint64_t *b) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_u32(s)),
+               "l"(g), "r"(bytes), "r"(shared_u32(b)) : "memory");
+}
+
 /// Ends a group of stores.
 GPU_FN void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 /// Waits until at most N of this thread's groups of stores are not complete ...

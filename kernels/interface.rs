@@ -23,6 +23,9 @@
 //! f16 and a `bool` for both values, while an `int` must be listed. Several such lines add up. An
 //! instance's name is the kernel's followed by its template arguments:
 //! `relu_forward_bf16_noise_3` (a type's short name, a bool's own name if true, an int's value).
+//!
+//! Parameters are scalars, pointers, plain structs by value, and `const CUtensorMap &`, a tensor map, which the
+//! instance takes as a `__grid_constant__`.
 
 // Each includer uses a part of it.
 #![allow(dead_code)]
@@ -115,6 +118,8 @@ enum Type {
     Struct(String),
     /// The template parameter of this index.
     Template(usize),
+    /// `CUtensorMap`, by reference: it stays where the launch puts parameters.
+    TensorMap,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -396,6 +401,9 @@ fn instance_cpp(
                 Value::Type(scalar) => scalar.cpp(),
                 _ => unreachable!("parsed as a type"),
             },
+            Type::TensorMap => {
+                return format!("const __grid_constant__ CUtensorMap {}", param.name);
+            }
         };
         let constant = if param.constant { "const " } else { "" };
         let star = if param.pointer { "*" } else { "" };

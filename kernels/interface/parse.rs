@@ -407,6 +407,22 @@ fn param(tokens: &[Token], templates: &[Template], scope: &Scope, line: usize) -
     let (word, spelling, behind) = path(rest);
     rest = behind;
     take_const(&mut rest, &mut constant);
+    if word == "CUtensorMap" {
+        let [and, name] = rest else {
+            return Err(malformed());
+        };
+        if !constant || and.text != "&" || !is_word(name.text) {
+            return fault(line, "write 'const CUtensorMap &name'");
+        }
+        return Ok(Param {
+            name: name.text.to_string(),
+            constant,
+            restrict: false,
+            pointer: false,
+            ty: Type::TensorMap,
+            spelling,
+        });
+    }
     let pointer = rest.first().is_some_and(|token| token.text == "*");
     rest = &rest[usize::from(pointer)..];
     let restrict = rest

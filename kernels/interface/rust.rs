@@ -13,7 +13,7 @@ const HEAD: &str = "\
 // Generated from the kernel files by kernels/interface.rs.
 
 #[allow(unused_imports)]
-use crate::gpu::{Elem, Element, Gpu, Kernel, Ptr, launch};
+use crate::gpu::{Elem, Element, Gpu, Kernel, Ptr, TensorMap, launch};
 #[allow(unused_imports)]
 use crate::{DType, Result};
 
@@ -197,6 +197,7 @@ fn launcher(out: &mut String, stem: &str, kernel: &Kernel) -> fmt::Result {
             (_, true) => ("", "Ptr"),
             (Type::Scalar(scalar), _) => ("mut ", scalar.rust()),
             (Type::Struct(name), _) => ("mut ", name.as_str()),
+            (Type::TensorMap, _) => ("mut ", "TensorMap"),
             (Type::Template(_), _) => unreachable!("only behind a pointer"),
         };
         writeln!(out, "    {mutable}{}: {ty},", param.name)?;
@@ -212,6 +213,7 @@ fn launcher(out: &mut String, stem: &str, kernel: &Kernel) -> fmt::Result {
             Type::Template(index) => {
                 format!("{}.elem()", argument(&kernel.templates[*index]))
             }
+            Type::TensorMap => unreachable!("no pointer"),
         };
         writeln!(
             out,

@@ -108,6 +108,31 @@ GPU_EXPORT(step)
 }
 
 #[test]
+fn tensor_maps_stay_where_the_launch_puts_them() {
+    let interface =
+        kernel_file("template <class T>\nKERNEL(64) f(T *y, const CUtensorMap &map) {}\n");
+    let wrapper = interface.wrapper("op");
+    let expected = "f_f32(float *y, const __grid_constant__ CUtensorMap map) \
+                    { body::f<float>(y, map); }\n";
+    assert!(wrapper.contains(expected), "{wrapper}");
+    let rust = interface.rust();
+    assert!(rust.contains("    mut map: TensorMap,\n"), "{rust}");
+    assert!(rust.contains("(&raw mut map).cast(),"), "{rust}");
+    for wrong in [
+        "CUtensorMap &map",
+        "const CUtensorMap map",
+        "const CUtensorMap *map",
+    ] {
+        let text = format!("KERNEL(32) f({wrong}) {{}}\n");
+        let reason = match wrong {
+            "const CUtensorMap map" => "'const CUtensorMap map' is not 'type name' or 'type *name'",
+            _ => "write 'const CUtensorMap &name'",
+        };
+        refused(&text, &format!("op.cu:1: f: {reason}"));
+    }
+}
+
+#[test]
 fn structs_follow_the_rules_of_c() {
     let interface = parse(&[
         (

@@ -12,6 +12,7 @@ mod device;
 mod graph;
 mod launch;
 mod memory;
+mod tensor_map;
 mod timer;
 
 pub use device::{Gpu, Options, Properties, count, kernels_missing};
@@ -20,6 +21,7 @@ pub(crate) use graph::{LOOK_EVERY, Repeated};
 pub use launch::{Kernel, launch};
 pub(crate) use launch::{blocks as launch_blocks, size as launch_size};
 pub use memory::{Buffer, Elem, Element, MemoryUse, Ptr};
+pub use tensor_map::TensorMap;
 pub use timer::Timer;
 
 pub(crate) use memory::Memory;

@@ -23,3 +23,4 @@ mod sgd;
 mod tanh_space;
 mod tensor;
 mod tensor_cores;
+mod wgmma;

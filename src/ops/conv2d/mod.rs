@@ -18,6 +18,7 @@ pub(in crate::ops) mod mma;
 mod operand;
 mod plan;
 mod weight_grad;
+mod wgmma;
 
 use super::isa::Isa;
 use super::noise::Noise;

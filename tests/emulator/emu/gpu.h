@@ -45,6 +45,7 @@ void mbarrier_arrive(uint64_t *barrier, unsigned arrivals, unsigned bytes, Site 
 void mbarrier_wait(uint64_t *barrier, unsigned parity, Site site);
 void tma_load(void *shared, const CUtensorMap *map, uint64_t *barrier, int rank, const int *coordinate,
               const unsigned *offset, unsigned block_mask, Site site);
+void bulk_load(void *shared, const void *global, uint32_t bytes, uint64_t *barrier, Site site);
 void tma_store(const CUtensorMap *map, const void *shared, int rank, const int *coordinate, Site site);
 void bulk_commit();
 void bulk_wait(int pending, bool read_only);
@@ -138,6 +139,8 @@ inline uint32_t mask_or(uint32_t x) {
   return (x & MASK) | BITS;
 }
 
+inline uint32_t opaque(uint32_t x) { return x; }
+
 inline void bar_sync(int id, int threads, EMU_HERE) { emu::barrier(id, threads, false, site); }
 inline void bar_arrive(int id, int threads, EMU_HERE) { emu::barrier(id, threads, true, site); }
 
@@ -220,6 +223,9 @@ inline void tma_load_im2col_5d(void *s, const CUtensorMap *m, uint64_t *b, int c
   emu::tma_load(s, m, b, 5, at, offset, 0, site);
 }
 
+inline void bulk_load(void *s, const void *g, uint32_t bytes, uint64_t *b, EMU_HERE) {
+  emu::bulk_load(s, g, bytes, b, site);
+}
 inline void bulk_commit() { emu::bulk_commit(); }
 template <int N>
 inline void bulk_wait() {

@@ -1,5 +1,5 @@
-// cp.async.bulk.tensor: the copy engine moves tiles between a tensor in device memory and shared memory, through a
-// tensor map. Early, a copy is done at once. Late, a load is done when no thread can go on (its destination is NaN
+// cp.async.bulk: the copy engine moves tiles between a tensor in device memory and shared memory, through a tensor map,
+// or a run of bytes to shared memory. Early, a copy is done at once. Late, a load is done when no thread can go on (its destination is NaN
 // until then), a store when its thread waits for it.
 #include "tma.h"
 #include "checker.h"
@@ -12,6 +12,8 @@ namespace emu {
 namespace {
 struct Load {
   TensorMap map; // a copy: the kernel that holds the map may have ended
+  const char *run = nullptr; // without a map: bytes from here
+  unsigned bytes = 0;        // of the copy
   int coordinate[5];
   unsigned offset[3]; // im2col: of the filter's element
   struct Destination {
@@ -128,7 +130,7 @@ static void arrive(const Load &load) {
   ThreadView *running = current;
   current = load.issuer;
   const TensorMap &map = load.map;
-  std::vector<char> data(bytes_of(map), map.fill_nan ? '\xff' : '\0');
+  std::vector<char> data(load.bytes, map.fill_nan ? '\xff' : '\0');
   uint32_t time = checking ? cluster->checker->tick() : 0;
   auto visit = [&](unsigned i, const char *p) {
     if (!p) return;
@@ -138,13 +140,19 @@ static void arrive(const Load &load) {
     memcpy(&data[size_t(i) * map.element], p, map.element);
   };
   cluster->acting = load.site;
-  if (map.im2col) {
+  if (load.run) {
+    if (checking)
+      cluster->checker->read_as(load.run, load.bytes, load.known.data(), cluster->checker->engine(), time, Access::Engine,
+                                Where{load.site});
+    memcpy(data.data(), load.run, load.bytes);
+  } else if (map.im2col) {
     each_of_column(map, load.coordinate, load.offset, visit);
   } else {
     each_of_tile(map, load.coordinate, visit);
   }
   for (const Load::Destination &to : load.to) {
-    for (unsigned i = 0; i < data.size() / map.element; i++)
+    if (load.run) memcpy(to.shared, data.data(), data.size());
+    for (unsigned i = 0; !load.run && i < data.size() / map.element; i++)
       memcpy(swizzled_pointer(map, to.shared, i), &data[size_t(i) * map.element], map.element);
     if (checking)
       cluster->checker->land(to.shared, data.size(), cluster->checker->engine(), time, Access::Engine);
@@ -154,6 +162,21 @@ static void arrive(const Load &load) {
   current = running;
 }
 
+// Starts it, or does it at once.
+static void start(Load &load) {
+  load.issuer = self();
+  load.known = known_to(self());
+  // A swizzle only exchanges bytes within 1024-byte pieces, so whole copies stay within their bounds.
+  for (const Load::Destination &to : load.to)
+    if (checking) cluster->checker->begin_flight(to.shared, load.bytes, load.known, Where{load.site});
+  if (!options.late) {
+    arrive(load);
+    return;
+  }
+  for (const Load::Destination &to : load.to) memset(to.shared, 0xff, load.bytes);
+  cluster->tma->loads.push_back(load);
+}
+
 void tma_load(void *shared, const CUtensorMap *tensor_map, uint64_t *barrier, int rank, const int *coordinate,
               const unsigned *offset, unsigned block_mask, Site site) {
   Load load;
@@ -161,9 +184,8 @@ void tma_load(void *shared, const CUtensorMap *tensor_map, uint64_t *barrier, in
   check(load.map, rank, offset != nullptr, shared, site);
   memcpy(load.coordinate, coordinate, size_t(rank) * sizeof(int));
   for (int d = 0; d < rank - 2; d++) load.offset[d] = offset ? offset[d] : 0;
-  load.issuer = self();
+  load.bytes = bytes_of(load.map);
   load.site = site;
-  load.known = known_to(self());
   if (block_mask) {
     // To the same place in each block of the mask; each one's own barrier counts its bytes.
     if (block_mask >> cluster->blocks.size())
@@ -176,15 +198,21 @@ void tma_load(void *shared, const CUtensorMap *tensor_map, uint64_t *barrier, in
   } else {
     load.to.push_back({static_cast<char *>(shared), barrier});
   }
-  // A swizzle only exchanges bytes within 1024-byte pieces, so whole copies stay within their bounds.
-  for (const Load::Destination &to : load.to)
-    if (checking) cluster->checker->begin_flight(to.shared, bytes_of(load.map), load.known, Where{site});
-  if (!options.late) {
-    arrive(load);
-    return;
-  }
-  for (const Load::Destination &to : load.to) memset(to.shared, 0xff, bytes_of(load.map));
-  cluster->tma->loads.push_back(load);
+  start(load);
+}
+
+void bulk_load(void *shared, const void *global, uint32_t bytes, uint64_t *barrier, Site site) {
+  if (bytes == 0 || bytes % 16) fail("cp.async.bulk of %u bytes, not a multiple of 16%s", bytes, at(site).c_str());
+  if (shared_address(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
+    fail("cp.async.bulk: an address is not 16-byte aligned%s", at(site).c_str());
+  shared_pointer(shared_address(shared), bytes);
+  Load load;
+  load.map = TensorMap();
+  load.run = static_cast<const char *>(global);
+  load.bytes = bytes;
+  load.site = site;
+  load.to.push_back({static_cast<char *>(shared), barrier});
+  start(load);
 }
 
 bool run_background() {

@@ -36,6 +36,12 @@ KERNEL_LOAD(test_tma_im2col_3d, gpu::tma_load_im2col_3d(s, &map, full, c0, c1, c
 KERNEL_LOAD(test_tma_im2col_4d, gpu::tma_load_im2col_4d(s, &map, full, c0, c1, c2, c3, dw, dh))
 KERNEL_LOAD(test_tma_im2col_5d, gpu::tma_load_im2col_5d(s, &map, full, c0, c1, c2, c3, c4, dw, dh, dd))
 
+/// A run of bytes, without a map.
+extern "C" __global__ void test_bulk_load(uint32_t *y, const uint8_t *x, uint32_t bytes) {
+  BODY(LOAD(gpu::bulk_load(s, x, bytes, full)))
+}
+GPU_EXPORT(test_bulk_load)
+
 /// A tile through shared memory into another tensor, at other coordinates.
 extern "C" __global__ void test_tma_store_3d(const __grid_constant__ CUtensorMap from, const __grid_constant__ CUtensorMap to,
                                              uint32_t bytes, int c0, int c1, int c2, int d0, int d1, int d2) {

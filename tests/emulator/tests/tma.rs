@@ -567,3 +567,37 @@ fn maps_that_no_device_takes() {
         assert!(report.contains(text), "{report}");
     }
 }
+
+#[test]
+fn runs_of_bytes() {
+    let d = Device::new();
+    let mut random = Random(9);
+    for bytes in [16, 48, 4096] {
+        let x: Vec<u32> = (0..bytes / 4).map(|_| random.next() as u32).collect();
+        let dx = d.upload(&x);
+        let kernel = "test_bulk_load";
+        let with = Shape {
+            shared: bytes as u32,
+            ..shape(1, 64)
+        };
+        let got = d.in_every_mode(kernel, || {
+            let y = d.uninit::<u32>(x.len());
+            let args = [d.pointer(&y), d.pointer(&dx), Arg::U32(bytes as u32)];
+            d.launch(kernel, with, &args).unwrap();
+            d.read(&y)
+        });
+        assert_eq!(got, x);
+    }
+    let dx = d.upload(&[0u32; 16]);
+    let y = d.uninit::<u32>(16);
+    let with = Shape {
+        shared: 64,
+        ..shape(1, 64)
+    };
+    let failure = |bytes| {
+        let args = [d.pointer(&y), d.pointer(&dx), Arg::U32(bytes)];
+        d.failure("test_bulk_load", with, &args)
+    };
+    assert!(failure(40).contains("cp.async.bulk of 40 bytes, not a multiple of 16"));
+    assert!(failure(80).contains("shared"), "{}", failure(80));
+}

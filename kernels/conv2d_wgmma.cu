@@ -1,0 +1,52 @@
+// 2-D convolution of stride 1 by wgmma, for compute capability 9.0: bf16 and f16, sums in f32.
+//
+// A block is two warpgroups that multiply and a few threads that bring data by TMA; it takes tile after tile. A tile is
+// MT x 128 pixels by N output channels. Weights come packed (pack.cuh), patches clean, chunk by chunk of 32 channels.
+// Noise is added to a patch in shared memory once for all taps, while the products of the chunk before run: drawing
+// takes the arithmetic units, which those leave idle. The order of a sum depends on the kernel's size and the channels
+// alone (halo.cuh), so a row's result is the same bits in any batch and for any tile.
+#include "halo.cuh"
+
+/// y = conv(x, w) + b, or the input gradient (p.flip: taps in reverse, weights packed transposed, b null). `noise`: 0
+/// none, 1 fast, 2 precise, added to x. `map` is x as (channels, images, columns, rows) in boxes of a patch. Grid: at
+/// most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging.
+// instances: T = bf16 f16; K = 3; MT = 2; N = 64 128
+// instances: T = bf16 f16; K = 3; MT = 4; N = 64
+// instances: T = bf16 f16; K = 1; MT = 2; N = 128
+template <class T, int K, int MT, int N>
+KERNEL(384, 1) conv2d_wgmma(T *y, const T *packed, const float *b, const CUtensorMap &map, Halo p, const Row *rows,
+                            Draw draw, uint32_t noise) {
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  GPU_DYN_SHARED(shared);
+  GPU_SHARED(halo::Barriers, bar, [1]);
+  unsigned char *const stages = shared, *const patches = stages + p.stages * (K * N * halo::SLAB_ROW);
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < p.stages; i++) {
+      gpu::mbar_init(&bar->stage_full[i], 1);
+      gpu::mbar_init(&bar->stage_empty[i], halo::CONSUMERS / 32);
+    }
+    for (uint32_t i = 0; i < p.patches; i++) {
+      gpu::mbar_init(&bar->patch_full[i], 1);
+      gpu::mbar_init(&bar->patch_empty[i], halo::CONSUMERS / 32);
+    }
+    gpu::mbar_fence_init();
+  }
+  // Columns beyond the packed rows are multiplied too, and not written.
+  if (p.slab_rows % N != 0) {
+    for (uint32_t i = threadIdx.x; i < p.stages * (K * N * halo::SLAB_ROW / 16); i += 384)
+      gpu::store_vec(reinterpret_cast<uint32_t *>(stages) + 4 * i, gpu::Vec<uint32_t>{{0, 0, 0, 0}});
+    gpu::fence_proxy_async();
+  }
+  __syncthreads();
+  if (threadIdx.x < halo::CONSUMERS) {
+    gpu::setmaxnreg_inc<240>();
+    halo::consume<T, K, MT, N>(y, b, stages, patches, patches + p.patches * p.patch_bytes, *bar, p, rows, draw, noise);
+  } else {
+    gpu::setmaxnreg_dec<24>();
+    if (threadIdx.x == halo::CONSUMERS)
+      halo::bring_weights<K, N>(stages, *bar, reinterpret_cast<const unsigned char *>(packed), p);
+    else if (threadIdx.x == halo::CONSUMERS + 32)
+      halo::bring_patches<N>(patches, *bar, map, p);
+  }
+#endif
+}

@@ -1,0 +1,436 @@
+//! Convolutions by `wgmma` (compute capability 9.0): which shapes they take, how those are cut into tiles, and
+//! the launch. The kernel is `kernels/conv2d_wgmma.cu`, `kernels/halo.cuh` says how it walks.
+
+use super::Conv2d;
+use crate::error::Result;
+use crate::gpu::kernels::conv2d_wgmma as kernels;
+use crate::gpu::kernels::{Dims, Halo, Packing, pack};
+use crate::gpu::{Gpu, Ptr, TensorMap, launch_blocks};
+use crate::ops::noise::gpu::Fused;
+use crate::ops::spans::divisor;
+use crate::tensor::{DType, Shape, Tensor};
+
+#[cfg(test)]
+mod tests;
+
+/// Channels of a chunk, and bytes of them.
+const CHUNK: usize = 32;
+const SLAB_ROW: usize = 64;
+/// Threads that multiply, in two warpgroups; a fragment's rows of a warpgroup.
+const CONSUMERS: usize = 256;
+const GROUP_ROWS: usize = 64;
+/// Shared memory of a block, less its barriers.
+const SHARED: usize = 226 * 1024;
+const STAGING: usize = 8 * 2048;
+const MAX_STAGES: usize = 8;
+const MAX_PATCHES: usize = 3;
+/// Most elements of a box in a dimension.
+const MAX_BOX: usize = 256;
+
+/// An instance of the kernel: rows of pixels of a thread, output channels of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Instance {
+    mt: usize,
+    n: usize,
+}
+
+const THREE: [Instance; 3] = [
+    Instance { mt: 2, n: 128 },
+    Instance { mt: 4, n: 64 },
+    Instance { mt: 2, n: 64 },
+];
+const ONE: [Instance; 1] = [Instance { mt: 2, n: 128 }];
+
+/// A convolution of stride 1 from `from` to `to`, forward or backward.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Problem {
+    from: Shape,
+    to: Shape,
+    k: usize,
+    /// Zeros before the first pixel that its first tap meets.
+    pad: usize,
+    groups: usize,
+    backward: bool,
+}
+
+impl Problem {
+    /// Whether the kernel takes it; the number of images does not matter.
+    pub fn new(
+        gpu: &Gpu,
+        dtype: DType,
+        backward: bool,
+        x: Shape,
+        w: Shape,
+        y: Shape,
+        conv: Conv2d,
+    ) -> Option<Problem> {
+        // Its machine code runs on 9.0 alone.
+        let device = gpu.properties().capability == (9, 0);
+        (device && matches!(dtype, DType::BF16 | DType::F16))
+            .then(|| Problem::of_shapes(backward, x, w, y, conv))
+            .flatten()
+    }
+
+    fn of_shapes(backward: bool, x: Shape, w: Shape, y: Shape, conv: Conv2d) -> Option<Problem> {
+        let k = w.h;
+        if !matches!(k, 1 | 3) || conv.stride != 1 || conv.pad >= k {
+            return None;
+        }
+        let (from, to, pad) = match backward {
+            false => (x, y, conv.pad),
+            true => (y, x, k - 1 - conv.pad),
+        };
+        let (from_group, to_group) = (from.c / conv.groups, to.c / conv.groups);
+        // 16 bytes at a time; a chunk of zeros and a quarter of a tile's columns may be idle, not more.
+        let channels = from_group.is_multiple_of(8)
+            && to_group.is_multiple_of(8)
+            && from_group >= CHUNK
+            && to_group >= CHUNK
+            && (conv.groups == 1 || from_group.is_multiple_of(CHUNK));
+        let small = [from, to].iter().all(|s| {
+            s.h < 1 << 15 && s.w < 1 << 15 && s.row_len() < 1 << 31 && s.pixels() < 1 << 31
+        });
+        (channels && small).then_some(Problem {
+            from,
+            to,
+            k,
+            pad,
+            groups: conv.groups,
+            backward,
+        })
+    }
+
+    fn columns(&self) -> usize {
+        self.to.c / self.groups
+    }
+
+    fn chunks(&self) -> usize {
+        (self.from.c / self.groups).div_ceil(CHUNK)
+    }
+
+    fn slab_rows(&self) -> usize {
+        self.columns().next_multiple_of(32)
+    }
+
+    fn packing(&self) -> Packing {
+        let taps = self.k * self.k;
+        Packing {
+            rows_group: self.columns() as u32,
+            channels_group: (self.from.c / self.groups) as u32,
+            taps: taps as u32,
+            groups: self.groups as u32,
+            merge: 1,
+            rows: self.slab_rows() as u32,
+            slabs: (self.chunks() * taps) as u32,
+            supergroups: self.groups as u32,
+            narrow: 0,
+            transposed: self.backward.into(),
+        }
+    }
+
+    /// The cheapest cut on a device of so many multiprocessors.
+    fn plan(&self, multiprocessors: usize) -> Plan {
+        let instances: &[Instance] = if self.k == 3 { &THREE } else { &ONE };
+        let plans = instances.iter().flat_map(|&instance| {
+            let most = CONSUMERS / 2;
+            let cols = cuts(self.to.w, most);
+            cols.flat_map(move |cols| {
+                let bands = cuts(self.to.h.div_ceil(instance.mt), most / cols);
+                bands.flat_map(move |bands| {
+                    let images = (most / (bands * cols)).min(self.from.n);
+                    let halves = std::iter::successors(Some(images), |&n| (n > 1).then_some(n / 2));
+                    halves.filter_map(move |images| Plan::new(*self, instance, images, bands, cols))
+                })
+            })
+        });
+        plans
+            .min_by_key(|plan| plan.clocks(multiprocessors))
+            .expect("a tile of one column fits")
+    }
+}
+
+/// Sizes of equal parts of `len`, none larger than `most`, each once.
+fn cuts(len: usize, most: usize) -> impl Iterator<Item = usize> {
+    let mut last = 0;
+    (1..=len)
+        .map(move |count| len.div_ceil(count))
+        .filter(move |&size| size <= most && std::mem::replace(&mut last, size) != size)
+        .take(16)
+}
+
+/// A tile and its space in shared memory.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    problem: Problem,
+    instance: Instance,
+    images: usize,
+    /// Of `mt` rows each.
+    bands: usize,
+    cols: usize,
+    rows_before: usize,
+    cols_before: usize,
+    patch_rows: usize,
+    patch_cols: usize,
+    patches: usize,
+    stages: usize,
+}
+
+impl Plan {
+    /// A tile of this size; `None` if its patch does not fit.
+    fn new(
+        problem: Problem,
+        instance: Instance,
+        images: usize,
+        bands: usize,
+        cols: usize,
+    ) -> Option<Plan> {
+        let Problem {
+            from, to, k, pad, ..
+        } = problem;
+        let rows = bands * instance.mt;
+        let full = images * bands * cols == CONSUMERS / 2 && k == 3 && pad == 1;
+        // Where all pixels of a warpgroup have one row (or column), its taps outside of the image are passed over,
+        // and the patch needs no zeros there.
+        let bare_rows =
+            full && rows == from.h && rows == to.h && (images * cols).is_multiple_of(GROUP_ROWS);
+        let bare_cols = full && cols == from.w && cols == to.w && images.is_multiple_of(GROUP_ROWS);
+        let around = |bare: bool| if bare { (0, 0) } else { (pad, k - 1) };
+        let (rows_before, more_rows) = around(bare_rows);
+        let (cols_before, more_cols) = around(bare_cols);
+        let mut plan = Plan {
+            problem,
+            instance,
+            images,
+            bands,
+            cols,
+            rows_before,
+            cols_before,
+            patch_rows: rows + more_rows,
+            patch_cols: cols + more_cols,
+            patches: 0,
+            stages: 0,
+        };
+        if plan.patch_rows > MAX_BOX || plan.patch_cols > MAX_BOX {
+            return None;
+        }
+        let space = SHARED - STAGING;
+        for patches in (2..=MAX_PATCHES).rev() {
+            let left = space.saturating_sub(patches * plan.patch_bytes());
+            let stages = (left / plan.stage_bytes()).min(MAX_STAGES);
+            if stages >= patches {
+                (plan.patches, plan.stages) = (patches, stages);
+                return Some(plan);
+            }
+        }
+        None
+    }
+
+    fn rows(&self) -> usize {
+        self.bands * self.instance.mt
+    }
+
+    fn patch_pixels(&self) -> usize {
+        self.images * self.patch_rows * self.patch_cols
+    }
+
+    fn patch_bytes(&self) -> usize {
+        (self.patch_pixels() * SLAB_ROW).next_multiple_of(1024)
+    }
+
+    fn stage_bytes(&self) -> usize {
+        self.problem.k * self.instance.n * SLAB_ROW
+    }
+
+    fn shared(&self) -> usize {
+        self.stages * self.stage_bytes() + self.patches * self.patch_bytes() + STAGING
+    }
+
+    fn group_blocks(&self) -> usize {
+        self.problem.columns().div_ceil(self.instance.n)
+    }
+
+    /// Tiles: of images, down, across, columns.
+    fn tiles(&self) -> [usize; 4] {
+        let to = self.problem.to;
+        [
+            to.n.div_ceil(self.images),
+            to.h.div_ceil(self.rows()),
+            to.w.div_ceil(self.cols),
+            self.group_blocks() * self.problem.groups,
+        ]
+    }
+
+    /// Products (of 64 pixels by `n` by 16) of a chunk's half in both warpgroups of a tile, on average, of those that
+    /// the kernel does not pass over.
+    fn products(&self) -> f64 {
+        let Problem { k, from, pad, .. } = self.problem;
+        let [_, down, across, _] = self.tiles();
+        let mt = self.instance.mt;
+        let used = self.images * self.bands * self.cols;
+        let mut total = 0;
+        for (band0, col0) in (0..down).flat_map(|d| (0..across).map(move |a| (d, a))) {
+            let (top, left) = (band0 * self.rows(), col0 * self.cols);
+            for group in 0..2 {
+                let m0 = group * GROUP_ROWS;
+                if m0 >= used {
+                    continue;
+                }
+                let m1 = (m0 + GROUP_ROWS - 1).min(used - 1);
+                let [first, last] = [m0, m1].map(|m| m / self.images);
+                let (band_first, band_last) = (first / self.cols, last / self.cols);
+                let one = band_first == band_last;
+                let (col_first, col_last) = match one {
+                    true => (first % self.cols, last % self.cols),
+                    false => (0, self.cols - 1),
+                };
+                let meets = |a: usize, b: usize, f: usize, size| b + f >= pad && a + f < pad + size;
+                let rows = (top + band_first * mt, top + band_last * mt);
+                for v in 0..k {
+                    if k > 1 && !meets(left + col_first, left + col_last, v, from.w) {
+                        continue;
+                    }
+                    total += mt * k;
+                    let skip = |f| k > 1 && !meets(rows.0, rows.1, f, from.h);
+                    total -= usize::from(skip(0)) + usize::from(skip(mt + k - 2));
+                }
+            }
+        }
+        total as f64 / (down * across) as f64
+    }
+
+    /// What limits a tile, in clocks of one multiprocessor.
+    fn limits(&self) -> Limits {
+        let Instance { mt, n } = self.instance;
+        let k = self.problem.k;
+        let chunks = self.problem.chunks() as f64;
+        let products = 2.0 * self.products() * chunks;
+        // 16 channels of 64 pixels are 2 KB, those of n weights 32 n bytes; what is copied is written once more.
+        let fragments = (2 * 2 * k * (mt + k - 1)) as f64 * chunks * 2048.0;
+        let row = self.images * self.cols;
+        let conflicts = if row.is_multiple_of(8) { 1.0 } else { 1.5 };
+        let copied = chunks * (self.patch_pixels() * SLAB_ROW + k * self.stage_bytes()) as f64;
+        Limits {
+            tensor: products * n as f64 / 2.0,
+            shared: (fragments * conflicts + products * (32 * n) as f64 + copied) / 128.0,
+            // 7.7 TB/s, measured on an H100, over 132 multiprocessors at 1.75 GHz.
+            l2: copied / 33.0,
+            // Two MUFU a normal, 16 a clock.
+            mufu: chunks * (self.patch_pixels() * CHUNK) as f64 / 8.0,
+            // What no product runs beside: filling the pipeline, writing the tile.
+            overhead: 700.0 + (mt * n) as f64 * 4.0,
+        }
+    }
+
+    fn clocks(&self, multiprocessors: usize) -> u64 {
+        let limits = self.limits();
+        let tiles: usize = self.tiles().iter().product();
+        // Noise counts whether there is any or not: most convolutions have it, and the cut is the same. What is nearly
+        // as busy as the busiest is not free.
+        let parts = [limits.tensor, limits.shared, limits.l2, limits.mufu];
+        let busiest = parts
+            .iter()
+            .map(|part| part.powi(4))
+            .sum::<f64>()
+            .sqrt()
+            .sqrt();
+        (tiles.div_ceil(multiprocessors) as f64 * (busiest + limits.overhead)) as u64
+    }
+
+    /// As the kernel takes it.
+    fn halo(&self) -> Halo {
+        let problem = self.problem;
+        let dims = |s: Shape| Dims {
+            n: s.n as u32,
+            h: s.h as u32,
+            w: s.w as u32,
+            c: s.c as u32,
+        };
+        let [images, down, across, blocks] = self.tiles();
+        let pieces = (self.patch_pixels() * 4).div_ceil(CONSUMERS);
+        Halo {
+            from: dims(problem.from),
+            to: dims(problem.to),
+            pad: problem.pad as u32,
+            flip: problem.backward.into(),
+            group_from: (problem.from.c / problem.groups) as u32,
+            group_to: problem.columns() as u32,
+            chunks: problem.chunks() as u32,
+            slab_rows: problem.slab_rows() as u32,
+            images: self.images as u32,
+            rows: self.rows() as u32,
+            cols: self.cols as u32,
+            patch_rows: self.patch_rows as u32,
+            patch_cols: self.patch_cols as u32,
+            rows_before: self.rows_before as u32,
+            cols_before: self.cols_before as u32,
+            by_images: divisor(self.images),
+            by_cols: divisor(self.cols),
+            by_patch_cols: divisor(self.patch_cols),
+            tiles: (images * down * across * blocks) as u32,
+            by_down: divisor(down),
+            by_across: divisor(across),
+            by_blocks: divisor(blocks),
+            by_group_blocks: divisor(self.group_blocks()),
+            patch_bytes: self.patch_bytes() as u32,
+            patches: self.patches as u32,
+            stages: self.stages as u32,
+            pieces: pieces as u32,
+            pieces_step: pieces.div_ceil(problem.k) as u32,
+        }
+    }
+}
+
+/// Clocks of a tile by what it needs.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    tensor: f64,
+    shared: f64,
+    l2: f64,
+    mufu: f64,
+    overhead: f64,
+}
+
+/// `to` of `from`: y of x, or dx of dy.
+pub(super) fn run(
+    gpu: &Gpu,
+    problem: Problem,
+    from: &Tensor,
+    noise: &Fused,
+    w: &Tensor,
+    b: Option<&Tensor>,
+) -> Result<Tensor> {
+    let op = "conv2d";
+    let dtype = from.dtype();
+    let packing = problem.packing();
+    let rows = (packing.supergroups * packing.slabs * packing.rows) as usize;
+    let mut packed = Tensor::uninit(gpu, Shape::new(1, 1, rows, CHUNK), dtype)?;
+    let grid = [launch_blocks(op, rows * 4, 256)?, 1, 1];
+    pack::pack_weights(gpu, dtype, grid, 0, packed.ptr_mut()?, w.ptr(), packing)?;
+
+    let multiprocessors = gpu.properties().multiprocessors;
+    let plan = problem.plan(multiprocessors);
+    let halo = plan.halo();
+    let Shape { n, h, w, c } = problem.from;
+    // Images inside of columns and rows.
+    let boxes = [CHUNK, plan.images, plan.patch_cols, plan.patch_rows].map(|size| size as u32);
+    let map = TensorMap::new(gpu, from.ptr(), [c, n, w, h], [h * w * c, c, w * c], boxes)?;
+    let mut to = Tensor::uninit(gpu, problem.to, dtype)?;
+    kernels::conv2d_wgmma(
+        gpu,
+        dtype,
+        problem.k as u32,
+        plan.instance.mt as u32,
+        plan.instance.n as u32,
+        [halo.tiles.min(multiprocessors as u32), 1, 1],
+        plan.shared() as u32,
+        to.ptr_mut()?,
+        packed.ptr(),
+        b.map_or(Ptr::null(), Tensor::ptr),
+        map,
+        halo,
+        noise.rows,
+        noise.draw,
+        noise.mode,
+    )?;
+    Ok(to)
+}

@@ -1,0 +1,138 @@
+//! Convolutions by wgmma (compute capability 9.0) against the CPU's f64 path, and with noise against noise followed
+//! by the convolution. On another device the same cases run on its own kernels.
+
+use noiseforge::gpu::Gpu;
+use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
+use noiseforge::ops::{conv2d, noisy_conv2d};
+use noiseforge::tensor::DType;
+use noiseforge::{Result, Tensor};
+
+use crate::conv2d::{Case, Inputs};
+use crate::harness::{Reference, rounded, run};
+
+/// n, h, w, c_in, c_out, k, stride, pad, groups.
+#[rustfmt::skip]
+const CASES: &[[usize; 9]] = &[
+    // Ragged in every dimension: images, rows, columns, chunks, columns of a tile.
+    [2, 5, 7, 32, 32, 3, 1, 1, 1],
+    [1, 9, 33, 40, 72, 3, 1, 1, 1],
+    [3, 11, 6, 72, 200, 3, 1, 1, 1],
+    // More than an image in a tile; one pixel; fewer images than a tile takes.
+    [3, 8, 8, 32, 136, 3, 1, 1, 1],
+    [17, 4, 4, 64, 64, 3, 1, 1, 1],
+    [70, 2, 2, 32, 136, 3, 1, 1, 1],
+    [40, 2, 2, 32, 40, 3, 1, 1, 1],
+    [9, 1, 1, 32, 32, 3, 1, 1, 1],
+    [130, 1, 2, 32, 32, 3, 1, 1, 1],
+    // A large image; no padding, more of it.
+    [1, 32, 32, 32, 64, 3, 1, 1, 1],
+    [2, 6, 9, 32, 48, 3, 1, 0, 1],
+    [2, 5, 6, 32, 48, 3, 1, 2, 1],
+    // Groups; kernels of one pixel.
+    [2, 5, 4, 64, 128, 3, 1, 1, 2],
+    [2, 5, 7, 64, 136, 1, 1, 0, 1],
+    [3, 4, 4, 64, 80, 1, 1, 0, 2],
+];
+
+fn cases() -> impl Iterator<Item = (Case, DType)> {
+    let types = [DType::BF16, DType::F16];
+    let cases = CASES.iter().copied().map(Case::new);
+    cases
+        .enumerate()
+        .map(move |(at, case)| (case, types[at % 2]))
+}
+
+/// The kernel multiplies weights rounded to the type of the activations: those round to themselves.
+fn inputs(case: &Case, dtype: DType) -> Inputs {
+    let mut inputs = case.inputs(dtype);
+    inputs.w = rounded(&inputs.w, dtype);
+    inputs
+}
+
+#[test]
+fn agrees_with_the_cpu() {
+    for (case, dtype) in cases() {
+        let i = inputs(&case, dtype);
+        let results = |activation: &dyn Fn(&Tensor) -> Result<Tensor>,
+                       parameter: &dyn Fn(&Tensor) -> Result<Tensor>| {
+            let (w, b) = (parameter(&i.w)?, parameter(&i.b)?);
+            let b = case.bias.then_some(&b);
+            let y = conv2d::forward(&activation(&i.x)?, &w, b, case.conv)?;
+            let dx = conv2d::input_grad(&activation(&i.dy)?, &w, case.x, case.conv)?;
+            Ok(vec![y, dx])
+        };
+        let found = run(|gpu| results(&|t| t.to_gpu(gpu)?.to_dtype(dtype), &|t| t.to_gpu(gpu)));
+        let on_cpu = |dtype| {
+            let convert = |t: &Tensor| t.to_dtype(dtype);
+            results(&convert, &convert).unwrap()
+        };
+        let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
+        for (i, name) in ["y", "dx"].into_iter().enumerate() {
+            let reference = Reference {
+                exact: &exact[i],
+                single: &single[i],
+            };
+            reference.assert_close(&format!("{case:?} {name}"), &found[i], dtype);
+        }
+    }
+}
+
+fn draw(n: usize, normals: Normals) -> Noise {
+    Noise {
+        key: Key::consecutive(5, Purpose::Test, 100, n, 3),
+        layer: 2,
+        sigma: 0.7,
+        normals,
+    }
+}
+
+fn bits(t: &Tensor) -> Vec<u32> {
+    t.data::<f32>().iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn noise_is_added_as_if_the_noisy_image_were_stored() {
+    for (at, (case, dtype)) in cases().enumerate() {
+        let i = inputs(&case, dtype);
+        let noise = draw(case.x.n, [Normals::Fast, Normals::Precise][at % 3 / 2]);
+        let found = run(|gpu| {
+            let x = i.x.to_gpu(gpu)?.to_dtype(dtype)?;
+            let (w, b) = (i.w.to_gpu(gpu)?, i.b.to_gpu(gpu)?);
+            let b = case.bias.then_some(&b);
+            let fused = noisy_conv2d::forward(&x, &noise, &w, b, case.conv)?;
+            let noisy = noise::forward(&x, &noise)?;
+            Ok(vec![fused, conv2d::forward(&noisy, &w, b, case.conv)?])
+        });
+        assert!(bits(&found[0]) == bits(&found[1]), "{case:?} {dtype}");
+    }
+}
+
+/// Alone or in a batch, in whatever tile: the same bits.
+#[test]
+fn rows_do_not_depend_on_the_batch() {
+    for (case, dtype) in cases().filter(|(case, _)| case.x.n > 1) {
+        let i = inputs(&case, dtype);
+        let rows = [case.x.n - 1];
+        let found = run(|gpu: &Gpu| {
+            let all = draw(case.x.n, Normals::Fast);
+            let mut alone = all.clone();
+            alone.key.rows = [all.key.rows[rows[0]]].into();
+            let x = i.x.to_gpu(gpu)?.to_dtype(dtype)?;
+            let dy = i.dy.to_gpu(gpu)?.to_dtype(dtype)?;
+            let w = i.w.to_gpu(gpu)?;
+            let y = noisy_conv2d::forward(&x, &all, &w, None, case.conv)?;
+            let one = x.gather_rows(&rows)?;
+            let dx = conv2d::input_grad(&dy, &w, case.x, case.conv)?;
+            let one_dy = dy.gather_rows(&rows)?;
+            Ok(vec![
+                y.gather_rows(&rows)?,
+                noisy_conv2d::forward(&one, &alone, &w, None, case.conv)?,
+                dx.gather_rows(&rows)?,
+                conv2d::input_grad(&one_dy, &w, one.shape(), case.conv)?,
+            ])
+        });
+        for pair in found.chunks(2) {
+            assert!(bits(&pair[0]) == bits(&pair[1]), "{case:?} {dtype}");
+        }
+    }
+}
