@@ -5,17 +5,18 @@
 // Noise is added to a patch in shared memory once for all taps, while the products of the chunk before run: drawing
 // takes the arithmetic units, which those leave idle. The order of a sum depends on the kernel's size and the channels
 // alone (halo.cuh), so a row's result is the same bits in any batch and for any tile.
-#include "halo.cuh"
+#include "halo_epilogue.cuh"
 
-/// y = conv(x, w) + b, or the input gradient (p.flip: taps in reverse, weights packed transposed, b null). `noise`: 0
-/// none, 1 fast, 2 precise, added to x. `map` is x as (channels, images, columns, rows) in boxes of a patch. Grid: at
-/// most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging.
+/// y = epilogue(conv(x, w) + bias), or of the input gradient (p.flip: taps in reverse, weights packed transposed).
+/// `noise`: 0 none, 1 fast, 2 precise, added to x. `map` is x as (channels, images, columns, rows) in boxes of a patch.
+/// Grid: at most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging.
 // instances: T = bf16 f16; K = 3; MT = 2; N = 64 128
 // instances: T = bf16 f16; K = 3; MT = 4; N = 64
 // instances: T = bf16 f16; K = 1; MT = 2; N = 128
 template <class T, int K, int MT, int N>
-KERNEL(384, 1) conv2d_wgmma(T *y, const T *packed, const float *b, const CUtensorMap &map, Halo p, const Row *rows,
-                            Draw draw, uint32_t noise) {
+KERNEL(384, 1) conv2d_wgmma(T *y, const T *packed, const float *bias, const T *residual, uint8_t *mask, uint8_t *argmax,
+                            float *partial, uint32_t *counts, const CUtensorMap &map, Halo p, Epilogue e,
+                            const Row *rows, uint32_t noise, Draw draw, const Row *next_rows, Draw next) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   GPU_DYN_SHARED(shared);
   GPU_SHARED(halo::Barriers, bar, [1]);
@@ -40,7 +41,8 @@ KERNEL(384, 1) conv2d_wgmma(T *y, const T *packed, const float *b, const CUtenso
   __syncthreads();
   if (threadIdx.x < halo::CONSUMERS) {
     gpu::setmaxnreg_inc<240>();
-    halo::consume<T, K, MT, N>(y, b, stages, patches, patches + p.patches * p.patch_bytes, *bar, p, rows, draw, noise);
+    halo::consume<T, K, MT, N>({y, residual, mask, argmax, next_rows}, bias, partial, counts, stages, patches,
+                               patches + p.patches * p.patch_bytes, *bar, p, e, rows, draw, noise, next);
   } else {
     gpu::setmaxnreg_dec<24>();
     if (threadIdx.x == halo::CONSUMERS)

@@ -4,7 +4,7 @@
 //! the CUDA cores.
 
 use super::mma::{self, Demands, Operands};
-use super::{Conv2d, plan};
+use super::{Conv2d, plan, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
@@ -34,7 +34,20 @@ pub(in crate::ops) fn tensor_cores(
         blocking: options.blocking,
         multiprocessors: gpu.properties().multiprocessors,
     };
-    mma::plan(op, grad, dtype, x, w, y, conv, demands)
+    let Some(mut plan) = mma::plan(op, grad, dtype, x, w, y, conv, demands)? else {
+        return Ok(None);
+    };
+    let problem = wgmma::Problem::new(gpu, dtype, grad, x, w, y, conv);
+    if let Some(problem) = problem.filter(|_| options.blocking.is_none()) {
+        let cut = problem.plan(demands.multiprocessors, pool);
+        // A pool that its tiles cannot hold is a pass of its own.
+        plan.wgmma = Some(match cut {
+            Some(cut) => cut,
+            None if pool => return Ok(None),
+            None => unreachable!("some tile of one column fits"),
+        });
+    }
+    Ok(Some(plan))
 }
 
 #[allow(clippy::too_many_arguments)]

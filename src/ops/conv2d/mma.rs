@@ -4,8 +4,8 @@
 //! Whether a convolution runs here depends on its shape without the batch, so that a row has the same
 //! bits in any batch; the tile depends on everything and changes no result.
 
-use super::Conv2d;
 use super::plan::{dims, magic, parts, size};
+use super::{Conv2d, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::{Epilogue, Gemm, Packing, Tile};
 use crate::gpu::kernels::{conv2d_mma as kernels, pack};
@@ -98,6 +98,8 @@ pub(in crate::ops) struct Plan {
     pub stages: usize,
     /// What the model says, in clocks of the whole device; see [`cost`].
     pub cost: f64,
+    /// On a device of compute capability 9.0, by `wgmma` instead.
+    pub wgmma: Option<wgmma::Plan>,
 }
 
 /// Channels of a group, of the operand and of the result, and what a product makes of them.
@@ -465,6 +467,7 @@ pub(in crate::ops) fn plan(
         shared: shared(&blocking, &problem, &cut),
         stages,
         cost,
+        wgmma: None,
     }))
 }
 
@@ -512,6 +515,9 @@ impl Operands {
 impl Plan {
     /// Parts in which the statistics come.
     pub fn chunks(&self) -> usize {
+        if let Some(plan) = &self.wgmma {
+            return plan.chunks();
+        }
         let tiles = self.blocks / (self.gemm.blocks * self.gemm.supergroups) as usize;
         tiles * if self.blocking.tall { WARPS } else { 2 }
     }
@@ -539,6 +545,10 @@ impl Plan {
         noise: &Fused,
         next: &Fused,
     ) -> Result<()> {
+        if let Some(plan) = &self.wgmma {
+            let w = packed.ptr().with_elem(self.dtype.elem());
+            return plan.launch(gpu, self.dtype, w, o, epilogue, noise, next);
+        }
         let grid = [self.blocks as u32, 1, 1];
         let noisy = noise.mode != 0;
         let precise = u32::from(noise.mode == 2);

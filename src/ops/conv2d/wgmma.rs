@@ -2,13 +2,14 @@
 //! the launch. The kernel is `kernels/conv2d_wgmma.cu`, `kernels/halo.cuh` says how it walks.
 
 use super::Conv2d;
+use super::mma::Operands;
 use crate::error::Result;
 use crate::gpu::kernels::conv2d_wgmma as kernels;
-use crate::gpu::kernels::{Dims, Halo, Packing, pack};
-use crate::gpu::{Gpu, Ptr, TensorMap, launch_blocks};
+use crate::gpu::kernels::{Dims, Epilogue, Halo};
+use crate::gpu::{Gpu, Ptr, TensorMap};
 use crate::ops::noise::gpu::Fused;
 use crate::ops::spans::divisor;
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{DType, Shape};
 
 #[cfg(test)]
 mod tests;
@@ -112,24 +113,8 @@ impl Problem {
         self.columns().next_multiple_of(32)
     }
 
-    fn packing(&self) -> Packing {
-        let taps = self.k * self.k;
-        Packing {
-            rows_group: self.columns() as u32,
-            channels_group: (self.from.c / self.groups) as u32,
-            taps: taps as u32,
-            groups: self.groups as u32,
-            merge: 1,
-            rows: self.slab_rows() as u32,
-            slabs: (self.chunks() * taps) as u32,
-            supergroups: self.groups as u32,
-            narrow: 0,
-            transposed: self.backward.into(),
-        }
-    }
-
-    /// The cheapest cut on a device of so many multiprocessors.
-    fn plan(&self, multiprocessors: usize) -> Plan {
+    /// The cheapest cut on a device of so many multiprocessors; with a 2x2 max pool behind it there may be none.
+    pub fn plan(&self, multiprocessors: usize, pool: bool) -> Option<Plan> {
         let instances: &[Instance] = if self.k == 3 { &THREE } else { &ONE };
         let plans = instances.iter().flat_map(|&instance| {
             let most = CONSUMERS / 2;
@@ -144,8 +129,8 @@ impl Problem {
             })
         });
         plans
+            .filter(|plan| !pool || plan.pools())
             .min_by_key(|plan| plan.clocks(multiprocessors))
-            .expect("a tile of one column fits")
     }
 }
 
@@ -160,7 +145,7 @@ fn cuts(len: usize, most: usize) -> impl Iterator<Item = usize> {
 
 /// A tile and its space in shared memory.
 #[derive(Debug, Clone, Copy)]
-struct Plan {
+pub(in crate::ops) struct Plan {
     problem: Problem,
     instance: Instance,
     images: usize,
@@ -223,6 +208,11 @@ impl Plan {
             }
         }
         None
+    }
+
+    /// Whether a warp holds all four pixels of a window of the pool.
+    fn pools(&self) -> bool {
+        self.cols.is_multiple_of(2) && matches!(self.images, 1 | 2 | 4 | 8)
     }
 
     fn rows(&self) -> usize {
@@ -336,6 +326,56 @@ impl Plan {
         (tiles.div_ceil(multiprocessors) as f64 * (busiest + limits.overhead)) as u64
     }
 
+    /// Parts in which the batch norm's statistics come: a warp's pixels of a tile.
+    pub fn chunks(&self) -> usize {
+        self.tiles()[..3].iter().product::<usize>() * (CONSUMERS / 32)
+    }
+
+    /// See [`super::mma::Plan::launch`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn launch(
+        &self,
+        gpu: &Gpu,
+        dtype: DType,
+        packed: Ptr,
+        o: &Operands,
+        epilogue: Epilogue,
+        noise: &Fused,
+        next: &Fused,
+    ) -> Result<()> {
+        let halo = self.halo();
+        let Shape { n, h, w, c } = self.problem.from;
+        // Images inside of columns and rows.
+        let boxes = [CHUNK, self.images, self.patch_cols, self.patch_rows].map(|size| size as u32);
+        let map = TensorMap::new(gpu, o.x, [c, n, w, h], [h * w * c, c, w * c], boxes)?;
+        let blocks = (halo.tiles as usize).min(gpu.properties().multiprocessors);
+        kernels::conv2d_wgmma(
+            gpu,
+            dtype,
+            self.problem.k as u32,
+            self.instance.mt as u32,
+            self.instance.n as u32,
+            [blocks as u32, 1, 1],
+            self.shared() as u32,
+            o.y,
+            packed,
+            o.bias,
+            o.residual,
+            o.mask,
+            o.argmax,
+            o.partial,
+            o.counts,
+            map,
+            halo,
+            epilogue,
+            noise.rows,
+            noise.mode,
+            noise.draw,
+            next.rows,
+            next.draw,
+        )
+    }
+
     /// As the kernel takes it.
     fn halo(&self) -> Halo {
         let problem = self.problem;
@@ -388,49 +428,4 @@ struct Limits {
     l2: f64,
     mufu: f64,
     overhead: f64,
-}
-
-/// `to` of `from`: y of x, or dx of dy.
-pub(super) fn run(
-    gpu: &Gpu,
-    problem: Problem,
-    from: &Tensor,
-    noise: &Fused,
-    w: &Tensor,
-    b: Option<&Tensor>,
-) -> Result<Tensor> {
-    let op = "conv2d";
-    let dtype = from.dtype();
-    let packing = problem.packing();
-    let rows = (packing.supergroups * packing.slabs * packing.rows) as usize;
-    let mut packed = Tensor::uninit(gpu, Shape::new(1, 1, rows, CHUNK), dtype)?;
-    let grid = [launch_blocks(op, rows * 4, 256)?, 1, 1];
-    pack::pack_weights(gpu, dtype, grid, 0, packed.ptr_mut()?, w.ptr(), packing)?;
-
-    let multiprocessors = gpu.properties().multiprocessors;
-    let plan = problem.plan(multiprocessors);
-    let halo = plan.halo();
-    let Shape { n, h, w, c } = problem.from;
-    // Images inside of columns and rows.
-    let boxes = [CHUNK, plan.images, plan.patch_cols, plan.patch_rows].map(|size| size as u32);
-    let map = TensorMap::new(gpu, from.ptr(), [c, n, w, h], [h * w * c, c, w * c], boxes)?;
-    let mut to = Tensor::uninit(gpu, problem.to, dtype)?;
-    kernels::conv2d_wgmma(
-        gpu,
-        dtype,
-        problem.k as u32,
-        plan.instance.mt as u32,
-        plan.instance.n as u32,
-        [halo.tiles.min(multiprocessors as u32), 1, 1],
-        plan.shared() as u32,
-        to.ptr_mut()?,
-        packed.ptr(),
-        b.map_or(Ptr::null(), Tensor::ptr),
-        map,
-        halo,
-        noise.rows,
-        noise.draw,
-        noise.mode,
-    )?;
-    Ok(to)
 }

@@ -1,0 +1,319 @@
+// What follows the products of halo.cuh, as epilogue.cuh has it for mma.sync: the same results to the bit, from the
+// accumulators of wgmma. Lane l holds channels l % 4 x 2 and the next of every eight, of rows l / 4 and l / 4 + 8 of its
+// warp's sixteen; a thread's MT tiles are rows of pixels one below the other. Bias, statistics, residual, activation,
+// pool and mask are done there; then a row goes through shared memory for stores of 16 bytes, and its noise is drawn
+// on the way.
+#pragma once
+#include "epilogue.cuh"
+#include "halo.cuh"
+
+namespace halo {
+
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/// Where a warp's pixels go: at lane l what concerns row l % 16, `row` far outside if there is none. With a pool these
+/// are pixels of its result, and rows count its rows.
+struct Target {
+  uint32_t pixel, row;
+  __device__ __forceinline__ Target of(uint32_t lane) const {
+    return {__shfl_sync(0xffffffffu, pixel, lane), __shfl_sync(0xffffffffu, row, lane)};
+  }
+};
+
+template <int MT>
+__device__ __forceinline__ Target target(const Pixels<MT> &pixels, const Place &place, const Halo &p, bool pool) {
+  const uint32_t image = place.image + pixels.image, col = place.col + pixels.col, row = place.row + pixels.row;
+  const uint32_t h = p.to.h >> pool, w = p.to.w >> pool;
+  const bool exists = image < p.to.n && (col >> pool) < w && !(pool && (col & 1)) && pixels.row < 1u << 30;
+  return {(image * h + (row >> pool)) * w + (col >> pool), exists ? row >> pool : 1u << 30};
+}
+
+/// Statistics of a warp's pixels, one chunk; see epilogue::statistics.
+template <int MT, int N>
+__device__ __forceinline__ void statistics(float *partial, uint32_t *counts, const float (&acc)[MT][N / 2],
+                                           const Pixels<MT> &pixels, uint32_t tile, const Place &place,
+                                           const Halo &p) {
+  const uint32_t lane = threadIdx.x % 32;
+  const Target mine = target(pixels, place, p, false);
+  uint32_t exists = 0;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const uint32_t row = mine.of(lane / 4 + 8 * h).row;
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++)
+      if (row + mt < p.to.h) exists |= 1u << (2 * mt + h);
+  }
+  const float count = epilogue::sum_rows((float)__popc(exists)), inverse = count > 0.0f ? 1.0f / count : 0.0f;
+  const uint32_t chunk = divide(tile, p.by_blocks) * (CONSUMERS / 32) + threadIdx.x / 32;
+  if (lane == 0 && place.group == 0 && place.column == 0) counts[chunk] = (uint32_t)count;
+  float *const out = partial + (uint64_t)chunk * 3 * p.to.c + place.group * p.group_to + place.column;
+#pragma unroll
+  for (int n = 0; n < N; n += 8) {
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      float mean = 0.0f, squares = 0.0f;
+#pragma unroll
+      for (int m = 0; m < 2 * MT; m++)
+        if (exists >> m & 1) mean += acc[m / 2][n / 2 + m % 2 * 2 + j];
+      mean = epilogue::sum_rows(mean) * inverse;
+#pragma unroll
+      for (int m = 0; m < 2 * MT; m++) {
+        const float d = acc[m / 2][n / 2 + m % 2 * 2 + j] - mean;
+        if (exists >> m & 1) squares = fmaf(d, d, squares);
+      }
+      squares = epilogue::sum_rows(squares);
+      const uint32_t c = n + lane % 4 * 2 + j;
+      if (lane < 4 && place.column + c < p.group_to) {
+        out[c] = mean;
+        out[p.to.c + c] = 0.0f;
+        out[2 * p.to.c + c] = squares;
+      }
+    }
+  }
+}
+
+/// 2x2 max pool of a thread's rows `top` and `below` and of neighbouring columns, which lie `images` (1, 2, 4 or 8) rows
+/// of the fragment apart: to `top`, where the column is even. Returns which of the four was taken, two bits for each of
+/// the four accumulators.
+template <int SIZE>
+__device__ __forceinline__ uint32_t pool(float (&top)[SIZE], const float (&below)[SIZE], int at, uint32_t images) {
+  uint32_t taken = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float own[2] = {top[at + i], below[at + i]};
+    float all[4];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      all[2 * r] = own[r];
+      // With eight images the neighbour is the other half of the thread's rows.
+      const float half = r == 0 ? top[at + (i ^ 2)] : below[at + (i ^ 2)];
+      all[2 * r + 1] = images == 8 ? half : __shfl_xor_sync(0xffffffffu, own[r], images * 4);
+    }
+    float best = all[0];
+    uint32_t first = 0;
+#pragma unroll
+    for (int q = 1; q < 4; q++) {
+      const bool take = all[q] > best || isnan(all[q]);
+      best = take ? all[q] : best;
+      first = take ? q : first;
+    }
+    // With eight images this is what rows of an odd column still read, for results that nobody takes.
+    top[at + i] = best;
+    taken |= first << (2 * i);
+  }
+  return taken;
+}
+
+/// Everything behind the sums of a tile. `staging` is this warp's alone.
+template <class T, int MT, int N>
+__device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::Results<T> &to, const float *bias,
+                                       float *partial, uint32_t *counts, unsigned char *staging, uint32_t tile,
+                                       const Place &place, const Halo &p, const Epilogue &e, const Draw &next) {
+  const uint32_t lane = threadIdx.x % 32, first = place.group * p.group_to + place.column;
+  const uint32_t columns = p.group_to - place.column; // that there are
+  Pixels<MT> pixels;
+  pixels.find(p);
+  if (bias) {
+#pragma unroll
+    for (int n = 0; n < N; n += 8) {
+      const uint32_t c = n + lane % 4 * 2;
+      const float b0 = c < columns ? bias[first + c] : 0.0f, b1 = c < columns ? bias[first + c + 1] : 0.0f;
+#pragma unroll
+      for (int mt = 0; mt < MT; mt++) {
+        float *const d = &acc[mt][n / 2];
+        d[0] += b0, d[1] += b1, d[2] += b0, d[3] += b1;
+      }
+    }
+  }
+  if (partial) statistics<MT, N>(partial, counts, acc, pixels, tile, place, p);
+
+  const Target mine = target(pixels, place, p, e.pool != 0);
+  const uint32_t height = p.to.h >> (e.pool != 0), width = p.to.w >> (e.pool != 0);
+#pragma unroll
+  for (int n = 0; n < N; n += 64) {
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++) {
+      if (e.pool && mt % 2) continue;
+      const uint32_t down = e.pool ? mt / 2 : mt;
+      // In registers.
+      if (to.residual || to.mask || e.pool) {
+        const Target half[2] = {mine.of(lane / 4), mine.of(lane / 4 + 8)};
+        if (to.residual) {
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const T *const from = to.residual + (uint64_t)(half[h].pixel + down * width) * p.to.c + first + n + lane % 4 * 2;
+#pragma unroll
+            for (int j = 0; j < 64; j += 8)
+              if (half[h].row + down < height && n + j < columns) {
+                float *const d = &acc[mt][(n + j) / 2 + 2 * h];
+                d[0] = __fadd_rn(d[0], gpu::to_f32(from[j]));
+                d[1] = __fadd_rn(d[1], gpu::to_f32(from[j + 1]));
+              }
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < 64; j += 8) {
+          float *const d = &acc[mt][(n + j) / 2];
+#pragma unroll
+          for (int i = 0; i < 4; i++) d[i] = clip(d[i], e.low, e.cap);
+          if (e.pool) {
+            float *const d2 = &acc[mt + 1 < MT ? mt + 1 : mt][(n + j) / 2];
+#pragma unroll
+            for (int i = 0; i < 4; i++) d2[i] = clip(d2[i], e.low, e.cap);
+            const uint32_t taken = pool(acc[mt], acc[mt + 1 < MT ? mt + 1 : mt], (n + j) / 2, p.images);
+            if (to.argmax) {
+#pragma unroll
+              for (int h = 0; h < 2; h++)
+                if (half[h].row + down < height && n + j < columns)
+                  *reinterpret_cast<uchar2 *>(to.argmax + (uint64_t)(half[h].pixel + down * width) * p.to.c + first + n +
+                                              j + lane % 4 * 2) = {(unsigned char)(taken >> (4 * h) & 3),
+                                                                   (unsigned char)(taken >> (4 * h + 2) & 3)};
+            }
+          }
+        }
+        if (to.mask) {
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            uint8_t *const at =
+                to.mask + (uint64_t)(half[h].pixel + down * width) * ((p.to.c + 7) / 8) + (first + n) / 8 + lane % 4;
+#pragma unroll
+            for (int j = 0; j < 64; j += 32) {
+              // Four lanes have a byte between them, and store four.
+              uint32_t byte = 0;
+#pragma unroll
+              for (int q = 0; q < 4; q++) {
+                const float *const d = &acc[mt][(n + j + 8 * q) / 2 + 2 * h];
+                uint32_t bits = (passes(d[0], e.low, e.cap) ? 1u : 0u) | (passes(d[1], e.low, e.cap) ? 2u : 0u);
+                bits <<= lane % 4 * 2;
+                bits |= __shfl_xor_sync(0xffffffffu, bits, 1);
+                bits |= __shfl_xor_sync(0xffffffffu, bits, 2);
+                byte = lane % 4 == (uint32_t)q ? bits : byte;
+              }
+              if (half[h].row + down < height && n + j + lane % 4 * 8 < columns) at[j / 8] = (uint8_t)byte;
+            }
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 64; j += 16) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float *const d = &acc[mt][(n + j) / 2 + 2 * i];
+          T two[2];
+          gpu::pack2(two, clip(d[0], e.low, e.cap), clip(d[1], e.low, e.cap));
+          memcpy(&words[i], two, 4);
+        }
+        const uint32_t r = lane % 16, piece = j / 8 + lane / 16;
+        gpu::stmatrix(staging + r * 128 + ((piece ^ (r & 7)) << 4), words);
+      }
+      __syncwarp();
+#pragma unroll 1
+      for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t r = i * 4 + lane / 8, c = n + lane % 8 * 8;
+        const Target there = mine.of(r);
+        if (there.row + down >= height || c >= columns) continue;
+        const uint32_t pixel = there.pixel + down * width;
+        gpu::Vec<T> v = gpu::load_vec(reinterpret_cast<const T *>(staging + r * 128 + ((lane % 8 ^ (r & 7)) << 4)));
+        if (e.noise) {
+          float x[8];
+#pragma unroll
+          for (int k = 0; k < 8; k++) x[k] = gpu::to_f32(v.v[k]);
+          const Division image = divide_rest(pixel, e.image);
+          const Row row = to.rows[image.quotient];
+          if (e.noise == 1)
+            noise::add<false>(x, next, row, image.remainder, (first + c) / 8);
+          else
+            noise::add<true>(x, next, row, image.remainder, (first + c) / 8);
+#pragma unroll
+          for (int k = 0; k < 8; k += 2) {
+            T two[2];
+            gpu::pack2(two, x[k], x[k + 1]);
+            v.v[k] = two[0];
+            v.v[k + 1] = two[1];
+          }
+        }
+        gpu::store_vec(to.y + (uint64_t)pixel * p.to.c + first + c, v);
+      }
+      __syncwarp();
+    }
+  }
+}
+
+/// Two warpgroups multiply.
+template <class T, int K, int MT, int N>
+__device__ __forceinline__ void consume(const epilogue::Results<T> &to, const float *bias, float *partial,
+                                        uint32_t *counts, unsigned char *stages, unsigned char *patches,
+                                        unsigned char *staging, Barriers &bar, const Halo &p, const Epilogue &e,
+                                        const Row *rows, const Draw &draw, uint32_t noise, const Draw &next) {
+  constexpr int FR = MT + K - 1;
+  const bool first_lane = threadIdx.x % 32 == 0;
+  const uint64_t weights = gpu::matrix_descriptor(stages, gpu::Swizzle::B64, 16, 8 * SLAB_ROW);
+  float acc[MT][N / 2];
+  uint32_t a0[FR][4], a1[FR][4];
+  Turn stage, patch;
+  Noisy<T> noisy;
+  if (noise) {
+    noisy.template begin<N>(p);
+    noisy.work(p.pieces, patches, bar, p, rows, draw, noise == 2);
+  }
+
+  for (uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+    const Place place = locate<N>(tile, p);
+    Pixels<MT> pixels;
+    pixels.find(p);
+    const uint32_t row0 = place.row + pixels.row_first, row1 = place.row + pixels.row_last;
+    const uint32_t skip_rows = (meets(row0, row1, 0, p.pad, p.from.h) ? 0 : 1) |
+                               (meets(row0, row1, FR - 1, p.pad, p.from.h) ? 0 : 2);
+    const bool any = pixels.any;
+    const uint32_t col0 = place.col + pixels.col_first, col1 = place.col + pixels.col_last;
+    bool on[MT];
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++) on[mt] = false;
+    uint32_t last_stage = MAX_STAGES; // the one that products in flight may read
+    uint32_t v = 0;
+    const uint32_t steps = p.chunks * K;
+    for (uint32_t step = 0;; step++) {
+      // The patch of this chunk is here, and noisy; fragments of its first half are loaded below.
+      if (v == 0) {
+        if (noise) {
+          gpu::bar_sync(1, CONSUMERS);
+          noisy.template next<N>(p);
+        } else {
+          gpu::mbar_wait(&bar.patch_full[patch.at], patch.parity);
+        }
+      }
+      const uint32_t skip =
+          K == 1 ? 0 : __shfl_sync(0xffffffffu, any && meets(col0, col1, v, p.pad, p.from.w) ? skip_rows : ALL, 0);
+      const unsigned char *const from = patches + patch.at * p.patch_bytes;
+      const uint64_t b = weights + stage.at * (K * N * SLAB_ROW >> 4);
+      gpu::wgmma_wait<1>();
+      fragments<FR>(a0, from, pixels.under, v, 0, skip, p);
+      gpu::mbar_wait(&bar.stage_full[stage.at], stage.parity);
+      multiply<T, K, MT, N>(acc, on, a0, b, skip);
+      gpu::wgmma_wait<1>();
+      if (last_stage != MAX_STAGES && first_lane) gpu::mbar_arrive(&bar.stage_empty[last_stage]);
+      last_stage = stage.at;
+      fragments<FR>(a1, from, pixels.under, v, 1, skip, p);
+      multiply<T, K, MT, N>(acc, on, a1, b + (32 >> 4), skip);
+      stage.next(p.stages);
+      if (++v == K) {
+        v = 0;
+        // All of the patch is in registers.
+        if (noise) gpu::fence_proxy_async();
+        __syncwarp();
+        if (first_lane) gpu::mbar_arrive(&bar.patch_empty[patch.at]);
+        patch.next(p.patches);
+      }
+      if (noise) noisy.work(p.pieces_step, patches, bar, p, rows, draw, noise == 2);
+      if (step + 1 == steps) break;
+    }
+    gpu::wgmma_wait<0>();
+    if (first_lane) gpu::mbar_arrive(&bar.stage_empty[last_stage]);
+    finish<T, MT, N>(acc, to, bias, partial, counts, staging + threadIdx.x / 32 * STAGING, tile, place, p, e, next);
+  }
+}
+
+#endif
+
+} // namespace halo
