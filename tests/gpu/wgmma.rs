@@ -1,14 +1,18 @@
 //! Convolutions by wgmma (compute capability 9.0) against the CPU's f64 path, and with noise against noise followed
 //! by the convolution. On another device the same cases run on its own kernels.
 
-use noiseforge::gpu::Gpu;
+use noiseforge::gpu::{Gpu, Options};
+use noiseforge::ops::apply::{self, Norm, Then};
+use noiseforge::ops::batch_norm::{Activation, Partials, Running};
+use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
+use noiseforge::ops::pool2d::Pool2d;
 use noiseforge::ops::{conv2d, noisy_conv2d};
-use noiseforge::tensor::DType;
+use noiseforge::tensor::{DType, Shape};
 use noiseforge::{Result, Tensor};
 
 use crate::conv2d::{Case, Inputs};
-use crate::harness::{Reference, rounded, run};
+use crate::harness::{Reference, open_as, rounded, run, run_with, values};
 
 /// n, h, w, c_in, c_out, k, stride, pad, groups.
 #[rustfmt::skip]
@@ -133,6 +137,121 @@ fn rows_do_not_depend_on_the_batch() {
         });
         for pair in found.chunks(2) {
             assert!(bits(&pair[0]) == bits(&pair[1]), "{case:?} {dtype}");
+        }
+    }
+}
+
+/// Multiples of 1/4: sums of their products are exact, in whatever order.
+fn quarters(shape: Shape, seed: u64) -> Tensor {
+    let x = values(shape, seed);
+    let data = x.data::<f32>().iter().map(|v| (4.0 * v).round() / 4.0);
+    Tensor::from_vec::<f32>(shape, data.collect()).unwrap()
+}
+
+/// What stands behind a convolution.
+#[derive(Debug, Clone, Copy)]
+struct Behind {
+    residual: bool,
+    pool: bool,
+    next: Option<Normals>,
+}
+
+/// y, the gradient of a given dy in front of what stands behind the convolution, and the running statistics.
+fn fused(gpu: &Gpu, case: &Case, dtype: DType, behind: Behind) -> Result<Vec<Tensor>> {
+    let x = quarters(case.x, 1).to_gpu(gpu)?.to_dtype(dtype)?;
+    let (w, b) = (quarters(case.w, 2), quarters(Shape::vector(case.w.n), 3));
+    let (w, b) = (w.to_gpu(gpu)?, b.to_gpu(gpu)?);
+    let residual = quarters(case.y, 4).to_gpu(gpu)?.to_dtype(dtype)?;
+    let next = behind.next.map(|normals| draw(case.x.n, normals));
+    let epilogue = Epilogue {
+        statistics: true,
+        residual: behind.residual.then_some(&residual),
+        activation: Activation::BoundedRelu(1.5),
+        pool: behind.pool.then_some(Pool2d { k: 2, stride: 2 }),
+        noise: next.as_ref(),
+        record: true,
+    };
+    let (y, extras) = fused_conv2d::forward(&x, None, &w, Some(&b), case.conv, &epilogue)?;
+    let dy = quarters(y.shape(), 8).to_gpu(gpu)?.to_dtype(dtype)?;
+    let dv = fused_conv2d::output_grad(dy, case.y, epilogue.pool, &extras)?;
+    // The result itself plays no part.
+    let v = Tensor::zeros(case.y, DType::F32).to_gpu(gpu)?;
+    let [mean, var] = running(v, extras.statistics)?;
+    Ok(vec![y, dv, mean, var])
+}
+
+fn running(v: Tensor, partials: Option<Partials>) -> Result<[Tensor; 2]> {
+    let device = &v.device();
+    let vector = Shape::vector(v.shape().c);
+    let dtype = v.dtype();
+    let mut running = Running {
+        mean: Tensor::full_on(device, vector, dtype, 0.0)?,
+        var: Tensor::full_on(device, vector, dtype, 1.0)?,
+    };
+    let norm = Norm::Train {
+        affine: None,
+        running: &mut running,
+        partials,
+    };
+    let then = Then {
+        residual: None,
+        activation: Activation::Identity,
+        pool: None,
+        noise: None,
+        record: false,
+    };
+    apply::forward(v, norm, &then)?;
+    Ok([running.mean, running.var])
+}
+
+/// Sums are exact here: mma.sync, which stands behind its own tests, gives the same bits.
+#[test]
+fn what_follows_is_what_follows_mma_sync() {
+    let shapes = [
+        [3, 8, 8, 32, 72, 3, 1, 1, 1],
+        [2, 16, 16, 32, 40, 3, 1, 1, 1],
+        [2, 7, 9, 32, 136, 3, 1, 1, 1],
+        [11, 4, 6, 32, 40, 3, 1, 1, 1],
+        [66, 2, 2, 32, 64, 3, 1, 1, 1],
+        [3, 5, 4, 64, 96, 3, 1, 1, 2],
+        [2, 5, 7, 32, 136, 1, 1, 0, 1],
+    ];
+    let nexts = [None, Some(Normals::Fast), Some(Normals::Precise)];
+    for (at, case) in shapes.map(Case::new).into_iter().enumerate() {
+        let dtype = [DType::BF16, DType::F16][at % 2];
+        let on_cpu = |dtype: DType| {
+            let to = |t: Tensor| t.to_dtype(dtype).unwrap();
+            let (x, w) = (to(quarters(case.x, 1)), to(quarters(case.w, 2)));
+            let b = to(quarters(Shape::vector(case.w.n), 3));
+            let v = conv2d::forward(&x, &w, Some(&b), case.conv).unwrap();
+            running(v, None).unwrap()
+        };
+        let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
+        for (residual, pool) in [(false, false), (true, false), (false, true)] {
+            let behind = Behind {
+                residual,
+                pool,
+                next: nexts[(at + usize::from(residual) + 2 * usize::from(pool)) % 3],
+            };
+            let with = |blocking| {
+                let options = Options {
+                    blocking,
+                    ..Options::default()
+                };
+                run_with(|| open_as(options), |gpu| fused(gpu, &case, dtype, behind))
+            };
+            let (found, expected) = (with(None), with(Some(0)));
+            let what = format!("{case:?} {behind:?} {dtype}");
+            assert!(bits(&found[0]) == bits(&expected[0]), "{what}: y");
+            assert!(bits(&found[1]) == bits(&expected[1]), "{what}: gradient");
+            for i in 0..2 {
+                let reference = Reference {
+                    exact: &exact[i],
+                    single: &single[i],
+                };
+                let what = format!("{what} {}", ["mean", "variance"][i]);
+                reference.assert_close(&what, &found[2 + i], DType::F32);
+            }
         }
     }
 }
