@@ -167,7 +167,7 @@ __device__ __forceinline__ void set_origin(Origin &o, const WeightGrad &p, uint3
   o.image = image;
   o.row = row;
   o.col = col;
-  o.first = (uint32_t)(top * (int32_t)p.x.w + left);
+  o.first = (uint32_t)top * p.x.w + (uint32_t)left;
   o.x = (((int64_t)image * p.x.h + top) * p.x.w + left) * p.x.c;
   o.y = (((int64_t)image * p.y.h + row) * p.y.w + col) * p.y.c;
   o.low = GUARD - (none ? NOWHERE : place_of(0, field(max(0, -top)), field(max(0, -left))));
@@ -231,9 +231,6 @@ __device__ __forceinline__ void make_tables(const Shared &s, const WeightGrad &p
   }
   if constexpr (SKIP) {
     for (uint32_t i = threadIdx.x; i < p.y.h * p.y.w; i += THREADS) s.slots[i] = slots_of(p, i / p.y.w, i % p.y.w);
-    // A slot on padding is loaded, from anywhere, and not used.
-    for (uint32_t i = threadIdx.x; i < p.stages / 16; i += THREADS)
-      reinterpret_cast<uint4 *>(s.stages)[i] = uint4{0, 0, 0, 0};
   }
   if (threadIdx.x == 0) *reinterpret_cast<uint4 *>(s.zero) = uint4{0, 0, 0, 0};
   if (p.bias) {
@@ -425,11 +422,12 @@ __device__ __forceinline__ void write_sums(float *to, const float (&acc)[ROWS][S
     // The supergroup before may share the first eight channels.
     if (o >= block.channel_end || o + p.merged * p.group_out < block.channel_end) continue;
     float *const from = to + (uint64_t)o * area * p.group_in;
+    // Below 0 in the group before.
     uint32_t tap = block.tap, c = c0 - low;
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) {
       const bool exists = s < p.taps * p.warp_windows && tap < area;
-      write_pair(from + (uint64_t)tap * p.group_in + c, acc[i / 2][s][i % 2 * 2], acc[i / 2][s][i % 2 * 2 + 1], p.direct,
+      write_pair(from + (int64_t)tap * p.group_in + (int32_t)c, acc[i / 2][s][i % 2 * 2], acc[i / 2][s][i % 2 * 2 + 1], p.direct,
                  exists && c < p.group_in, exists && c + 1 < p.group_in, pairs);
       if (++tap == block.tap + p.taps) {
         tap = block.tap;
@@ -516,7 +514,10 @@ __device__ __forceinline__ void accumulate(float *dw, float *db, const T *dy, co
 #pragma unroll
         for (int j = 0; j < (SLOTS + 1) / 2; j++) {
           uint32_t b[4];
-          gpu::ldmatrix<4, true>(b, stage + (int32_t)(start + offsets[j] * counts));
+          // A slot on padding may lie before the patch: it is loaded from anywhere else, and not used.
+          if constexpr (SKIP) counts = mask >> (2 * j + lane / 16) & 1;
+          const unsigned char *const piece = stage + (int32_t)(start + offsets[j] * counts);
+          gpu::ldmatrix<4, true>(b, SKIP && counts == 0 ? s.zero : piece);
 #pragma unroll
           for (int h = 0; h < 2 && 2 * j + h < SLOTS; h++) {
             const uint32_t half[2] = {b[2 * h], b[2 * h + 1]};
