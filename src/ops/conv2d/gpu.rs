@@ -153,7 +153,6 @@ pub(super) fn weight_grad(
         w,
         dy.shape(),
         db.is_some(),
-        noise.mode != 0,
         conv,
         device,
     )?;

@@ -82,7 +82,6 @@ struct Layer {
     tap_rows: usize,
     w_len: usize,
     bias: bool,
-    noise: bool,
 }
 
 /// A block's part of dw.
@@ -163,7 +162,7 @@ impl Cut {
 }
 
 impl Layer {
-    fn new(x: Shape, w: Shape, y: Shape, bias: bool, noise: bool, conv: Conv2d) -> Self {
+    fn new(x: Shape, w: Shape, y: Shape, bias: bool, conv: Conv2d) -> Self {
         let (group_in, group_out) = (w.c, w.n / conv.groups);
         // Small groups are one product with those beside them: 64 rows are multiplied in any case.
         let merged = (1..=conv.groups.min(ROWS / group_out.min(ROWS)))
@@ -193,7 +192,6 @@ impl Layer {
             },
             w_len: w.len(),
             bias,
-            noise,
         }
     }
 
@@ -315,7 +313,8 @@ impl Layer {
         tiles
     }
 
-    /// What a launch does and how long it takes. Clocks are those of an SM; rates per clock are an
+    /// What a launch with noise does and how long it takes; one without is cut alike, so that its sums
+    /// have the same order and noise drawn before it gives the same bits. Clocks are those of an SM; rates per clock are an
     /// H100's: mma.sync 620 TFLOP/s, L2 7 TB/s.
     fn work(&self, cut: &Cut, tile: &Tile, device: &Device) -> Work {
         const PRODUCT: f64 = 1.53;
@@ -329,15 +328,10 @@ impl Layer {
         );
         let steps = (pixels / 16).div_ceil(parts);
         let products = pixels / 16 * (WARPS / parts) * 4 * SLOTS;
-        let normals = if self.noise {
-            patch * cut.windows * 8
-        } else {
-            0
-        };
+        let normals = patch * cut.windows * 8;
         let dy_pieces = (pixels * (8 << cut.log_rows)).div_ceil(THREADS);
         let x_pieces = patch.div_ceil(THREADS / cut.windows.next_power_of_two().min(THREADS));
-        let noise = if self.noise { 160 } else { 0 };
-        let instructions = steps * 72 + dy_pieces * 16 + x_pieces * (20 + noise) + 150;
+        let instructions = steps * 72 + dy_pieces * 16 + x_pieces * 180 + 150;
         let row = |channels: usize| channels * 2;
         let l2_bytes = pixels * row(64 << cut.log_rows) + patch * row(cut.windows * 8);
         let shared = (pixels / 16 * (WARPS / parts) * 9 * 512 + 3 * l2_bytes) as f64;
@@ -399,7 +393,6 @@ pub(in crate::ops) fn plan(
     w: Shape,
     y: Shape,
     bias: bool,
-    noise: bool,
     conv: Conv2d,
     device: Device,
 ) -> Result<Option<Plan>> {
@@ -409,7 +402,7 @@ pub(in crate::ops) fn plan(
     let (x_dims, y_dims) = (dims(op, "x", x)?, dims(op, "dy", y)?);
     size(op, "conv.pad", x.h + 2 * conv.pad)?;
     size(op, "conv.pad", x.w + 2 * conv.pad)?;
-    let layer = Layer::new(x, w, y, bias, noise, conv);
+    let layer = Layer::new(x, w, y, bias, conv);
     let mut best: Option<(Work, Cut, Tile)> = None;
     for cut in layer.cuts() {
         let fits = |tile: &Tile| {
@@ -527,5 +520,63 @@ impl Plan {
             noise.rows,
             noise.draw,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: Device = Device {
+        multiprocessors: 132,
+        shared: 227 << 10,
+    };
+
+    fn of(n: usize, size: usize, c_in: usize, c_out: usize, k: usize, groups: usize) -> Plan {
+        let conv = Conv2d {
+            stride: 1,
+            pad: k / 2,
+            groups,
+        };
+        let (x, w) = (
+            Shape::new(n, size, size, c_in),
+            Shape::new(c_out, k, k, c_in / groups),
+        );
+        let y = conv.output_shape("test", x, w).unwrap();
+        plan("test", DType::BF16, x, w, y, true, conv, H100)
+            .unwrap()
+            .expect("it fits")
+    }
+
+    #[test]
+    fn print() {
+        for (size, c_in, c_out) in [
+            (32, 3, 64),
+            (32, 64, 64),
+            (16, 64, 128),
+            (16, 128, 128),
+            (8, 128, 256),
+            (8, 256, 256),
+            (4, 256, 512),
+            (4, 512, 512),
+            (2, 512, 512),
+        ] {
+            let start = std::time::Instant::now();
+            let plan = of(128, size, c_in, c_out, 3, 1);
+            let took = start.elapsed();
+            println!(
+                "{size} {c_in} {c_out}: rows {} cols {} parts {} tile {}x{}x{} skip {} shared {} {:?} us {} {took:?}",
+                1 << plan.p.log_rows,
+                1 << plan.p.log_cols,
+                1 << plan.p.log_parts,
+                plan.p.images,
+                plan.p.rows,
+                plan.p.cols,
+                plan.skip,
+                plan.p.shared,
+                plan.work,
+                plan.work.clocks / 1755.0
+            );
+        }
     }
 }
