@@ -70,6 +70,8 @@ pub struct Properties {
     pub memory: usize,
     /// Second-level cache in bytes.
     pub l2: usize,
+    /// Most shared memory of a block in bytes.
+    pub shared: usize,
     /// The newest CUDA version the driver supports, e.g. 13000.
     pub driver: i32,
 }
@@ -229,6 +231,8 @@ impl Gpu {
                 as usize,
             memory: context.total_mem().map_err(failed)?,
             l2: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.max(0) as usize,
+            shared: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+                .max(48 << 10) as usize,
             driver,
         };
         Ok(Gpu(Arc::new(Inner {

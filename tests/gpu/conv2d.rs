@@ -119,6 +119,19 @@ pub const CASES: &[[usize; 9]] = &[
     [2, 5, 4, 12, 12, 3, 1, 1, 12],
     [1, 6, 4, 24, 8, 1, 2, 0, 2],
     [2, 4, 4, 18, 6, 2, 2, 1, 3],
+    // Weight gradients on tensor cores. Images of one position together, taps on padding left out: whole
+    // images, parts of them, images beyond the batch.
+    [17, 4, 4, 16, 24, 3, 1, 1, 1],
+    [33, 2, 2, 40, 72, 3, 1, 1, 1],
+    [16, 3, 5, 8, 8, 3, 2, 1, 1],
+    // Warps by output channels, by windows and by parts of the pixels.
+    [1, 6, 9, 72, 136, 3, 1, 1, 1],
+    [2, 5, 3, 88, 40, 1, 1, 0, 1],
+    [1, 9, 20, 3, 64, 3, 1, 1, 1],
+    // Groups of 8, 16 and 64 channels.
+    [2, 3, 5, 16, 32, 3, 1, 1, 2],
+    [1, 5, 6, 64, 64, 3, 2, 1, 4],
+    [1, 4, 3, 128, 128, 3, 1, 1, 2],
 ];
 
 #[test]

@@ -4,7 +4,7 @@
 //! the CUDA cores.
 
 use super::mma::{self, Demands, Operands};
-use super::{Conv2d, plan, wgmma};
+use super::{Conv2d, mma_weight_grad, plan, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
@@ -154,8 +154,25 @@ pub(super) fn weight_grad(
     conv: Conv2d,
 ) -> Result<()> {
     let w = dw.shape();
-    let plan = plan::outer(op, x.shape(), w, dy.shape(), db.is_some(), conv)?;
     let noise = Fused::new(gpu, noise, x.shape())?;
+    let device = mma_weight_grad::Device {
+        multiprocessors: gpu.properties().multiprocessors,
+        shared: gpu.properties().shared,
+    };
+    let plan = mma_weight_grad::plan(
+        op,
+        x.dtype(),
+        x.shape(),
+        w,
+        dy.shape(),
+        db.is_some(),
+        conv,
+        device,
+    )?;
+    if let Some(plan) = plan {
+        return weight_grad_on_tensor_cores(op, gpu, &plan, dy, x, &noise, dw, db);
+    }
+    let plan = plan::outer(op, x.shape(), w, dy.shape(), db.is_some(), conv)?;
     let mut partial = gpu.alloc::<f32>(plan.partial_len(w))?;
     kernels::conv2d_weight_grad(
         gpu,
@@ -174,17 +191,56 @@ pub(super) fn weight_grad(
         Some(db) => (db.ptr_mut()?, plan.splits as u32),
         None => (Ptr::null(), 0),
     };
-    let elements = w.len() + if bias_splits > 0 { w.n } else { 0 };
+    let rows = plan.p.partial_rows;
+    add_splits(op, gpu, dw, db, partial.ptr(), rows, bias_splits)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn weight_grad_on_tensor_cores(
+    op: &'static str,
+    gpu: &Gpu,
+    plan: &mma_weight_grad::Plan,
+    dy: &Tensor,
+    x: &Tensor,
+    noise: &Fused,
+    dw: &mut Tensor,
+    db: Option<&mut Tensor>,
+) -> Result<()> {
+    let (w, t, splits) = (dw.shape(), x.dtype(), plan.work.splits);
+    let bias_splits = if db.is_some() { splits as u32 } else { 0 };
+    let db = db.map_or(Ok(Ptr::null()), Tensor::ptr_mut)?;
+    if splits == 1 {
+        return plan.launch(gpu, t, dw.ptr_mut()?, db, dy.ptr(), x.ptr(), noise);
+    }
+    let mut partial = gpu.alloc::<f32>(plan.partial_len(w))?;
+    let to = partial.ptr_mut();
+    let bias = to.offset(splits * w.len() * size_of::<f32>());
+    plan.launch(gpu, t, to, bias, dy.ptr(), x.ptr(), noise)?;
+    add_splits(op, gpu, dw, db, partial.ptr(), splits as u32, bias_splits)
+}
+
+/// Adds `rows` partial sums to dw, and `bias_rows` behind them to db.
+fn add_splits(
+    op: &'static str,
+    gpu: &Gpu,
+    dw: &mut Tensor,
+    db: Ptr,
+    partial: Ptr,
+    rows: u32,
+    bias_rows: u32,
+) -> Result<()> {
+    let w = dw.shape();
+    let elements = w.len() + if bias_rows > 0 { w.n } else { 0 };
     kernels::conv2d_weight_grad_sum(
         gpu,
         [launch_blocks(op, elements, 32)?, 1, 1],
         0,
         dw.ptr_mut()?,
         db,
-        partial.ptr(),
+        partial,
         w.len() as u64,
         w.n as u32,
-        plan.p.partial_rows,
-        bias_splits,
+        rows,
+        bias_rows,
     )
 }

@@ -15,6 +15,7 @@ mod direct;
 pub(in crate::ops) mod gpu;
 mod input_grad;
 pub(in crate::ops) mod mma;
+mod mma_weight_grad;
 mod operand;
 mod plan;
 mod weight_grad;

@@ -37,7 +37,7 @@ pub(super) fn magic(divisor: usize) -> u32 {
 }
 
 /// Windows that a group's channels meet, at most: windows begin at multiples of 8, groups do not.
-fn windows(channels: usize, groups: usize) -> usize {
+pub(super) fn windows(channels: usize, groups: usize) -> usize {
     let aligned = 1 << channels.trailing_zeros().min(3);
     let before = if groups == 1 { 0 } else { WINDOW - aligned };
     (before + channels).div_ceil(WINDOW)
