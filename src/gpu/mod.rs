@@ -13,6 +13,7 @@ mod graph;
 mod launch;
 mod memory;
 mod timer;
+pub mod tuning;
 
 pub use device::{Gpu, Options, Properties, count, kernels_missing};
 pub use graph::Graph;

@@ -1,13 +1,22 @@
 //! The layers of each network, under the names PyTorch users know them by.
 
 use super::builder::{Builder, ConvSpec, Norm};
-use super::{Arch, Config};
+use super::{Arch, Config, Convolution};
 use crate::error::{Error, Result};
 use crate::nn::{ConvBlock, Flatten, GlobalAverage, Layer, Layout, Residual};
 use crate::ops::conv2d::Conv2d;
 use crate::tensor::Shape;
 
 pub(super) fn build(config: &Config, seed: u64) -> Result<Vec<Box<dyn Layer>>> {
+    Ok(built(config, seed)?.layers)
+}
+
+/// The convolutions and linear layers of a network.
+pub(super) fn convolutions(config: &Config) -> Result<Vec<Convolution>> {
+    Ok(built(config, 0)?.convolutions)
+}
+
+fn built(config: &Config, seed: u64) -> Result<Builder<'_>> {
     let mut b = Builder::new(config, seed);
     match config.arch {
         Arch::Vgg16 => vgg16(&mut b, config)?,
@@ -19,7 +28,7 @@ pub(super) fn build(config: &Config, seed: u64) -> Result<Vec<Box<dyn Layer>>> {
             b.dense("classifier", config.classes, Layout::Matrix, false);
         }
     }
-    Ok(b.layers)
+    Ok(b)
 }
 
 /// One 3x3 convolution of a plain network: output channels, padding, max-pooling behind it.
@@ -172,6 +181,9 @@ fn bottleneck(
         conv(b, "conv2", "bn2", group_width, 3, stride, groups, true)?,
         conv(b, "conv3", "bn3", out, 1, 1, 1, false)?,
     ];
+    if let Some(last) = b.convolutions.last_mut() {
+        last.residual = true;
+    }
     let output = b.shape;
     let shortcut = if stride != 1 || input.c != out {
         b.shape = input;

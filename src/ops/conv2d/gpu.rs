@@ -4,6 +4,7 @@
 //! the CUDA cores.
 
 use super::mma::{self, Demands, Operands};
+use super::model::Card;
 use super::{Conv2d, plan};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
@@ -24,15 +25,19 @@ pub(in crate::ops) fn tensor_cores(
     y: Shape,
     conv: Conv2d,
     pool: bool,
+    noise: bool,
 ) -> Result<Option<mma::Plan>> {
     let options = gpu.options();
     if dtype == DType::F32 && !options.tf32 {
         return Ok(None);
     }
+    let tuning = gpu.tuning();
     let demands = Demands {
         pool,
+        noise,
         blocking: options.blocking,
-        multiprocessors: gpu.properties().multiprocessors,
+        tuning: Some(&tuning),
+        card: Card::of(gpu.properties()),
     };
     mma::plan(op, grad, dtype, x, w, y, conv, demands)
 }
@@ -60,6 +65,7 @@ pub(super) fn forward(
         y_shape,
         conv,
         false,
+        noise.mode != 0,
     )?;
     if let Some(plan) = plan {
         let packed = mma::packed(gpu, &plan, w.ptr())?;
@@ -105,6 +111,7 @@ pub(super) fn input_grad(
         w.shape(),
         dy.shape(),
         conv,
+        false,
         false,
     )?;
     if let Some(plan) = plan {

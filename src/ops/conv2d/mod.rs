@@ -15,8 +15,10 @@ mod direct;
 pub(in crate::ops) mod gpu;
 mod input_grad;
 pub(in crate::ops) mod mma;
+pub mod model;
 mod operand;
 mod plan;
+pub mod predict;
 mod weight_grad;
 
 use super::isa::Isa;
