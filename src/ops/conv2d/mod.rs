@@ -19,6 +19,7 @@ pub mod model;
 mod operand;
 mod plan;
 pub mod predict;
+pub mod tune;
 mod weight_grad;
 
 use super::isa::Isa;
