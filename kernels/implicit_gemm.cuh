@@ -286,16 +286,16 @@ __device__ __forceinline__ void multiply(float (&sum)[Shape<TILE>::M][Shape<TILE
   const uint32_t low = place.supergroup * p.from_channels, high = min(low + p.from_channels, p.from.c);
   const uint32_t window = threadIdx.x & ((1u << p.log_windows) - 1);
   const uint32_t first_pixel = threadIdx.x >> p.log_windows, pixel_step = THREADS >> p.log_windows;
-  auto load_patch = [&](uint32_t chunk) {
-    unsigned char *to = patches + chunk % p.buffers * patch_bytes + window * WINDOW;
+  auto load_patch = [&](uint32_t chunk, uint32_t buffer) {
+    unsigned char *to = patches + buffer * patch_bytes + window * WINDOW;
     const uint32_t c = low + ((chunk << p.log_windows) + window) * 8;
 #pragma unroll 2
     for (uint32_t i = first_pixel; i < p.patch_pixels; i += pixel_step)
       copy_window(to + i * p.pitch, x, sources[i], p, c, high);
   };
   const uint32_t image_pixels = p.from.h * p.from.w;
-  auto noise_patch = [&](uint32_t chunk, uint32_t begin, uint32_t count) {
-    unsigned char *to = patches + chunk % p.buffers * patch_bytes + window * WINDOW;
+  auto noise_patch = [&](uint32_t chunk, uint32_t buffer, uint32_t begin, uint32_t count) {
+    unsigned char *to = patches + buffer * patch_bytes + window * WINDOW;
     const uint32_t c = low + ((chunk << p.log_windows) + window) * 8;
     if (c >= high) return;
     uint32_t i = first_pixel + begin * pixel_step;
@@ -313,7 +313,7 @@ __device__ __forceinline__ void multiply(float (&sum)[Shape<TILE>::M][Shape<TILE
   // front of theirs they get their noise.
   const uint32_t ahead = max(p.buffers, 2u) - 1;
   if (total > 0)
-    for (uint32_t chunk = 0; chunk < min(ahead, p.chunks); chunk++) load_patch(chunk);
+    for (uint32_t chunk = 0; chunk < min(ahead, p.chunks); chunk++) load_patch(chunk, chunk);
   uint32_t next_tap = 0, next_base = 0;
   auto load_next = [&](uint32_t stage) {
     load_slab(stage % STAGES, next_base + tables.slab[next_tap]);
@@ -329,7 +329,7 @@ __device__ __forceinline__ void multiply(float (&sum)[Shape<TILE>::M][Shape<TILE
   const uint32_t each = NOISE && taps > quiet ? (pieces + taps - quiet - 1) / (taps - quiet) : 0;
   if constexpr (NOISE) {
     gpu::cp_async_wait<STAGES - 2>();
-    if (total > 0) noise_patch(0, 0, pieces);
+    if (total > 0) noise_patch(0, 0, 0, pieces);
   }
 
   // Where this lane's rows of a fragment lie: lanes 0 to 15 bring the first 16 bytes of the step, the others the rest.
@@ -354,17 +354,18 @@ __device__ __forceinline__ void multiply(float (&sum)[Shape<TILE>::M][Shape<TILE
     }
   }
 
-  uint32_t tap = 0, chunk = 0, stage = 0;
+  // `buffer` is chunk % buffers, counted: a division would stand in the loop.
+  uint32_t tap = 0, chunk = 0, buffer = 0, stage = 0;
 #pragma unroll 1
   for (uint32_t s = 0; s < total; s++) {
     gpu::cp_async_wait<STAGES - 2>();
     __syncthreads();
     const uint32_t free_stage = stage == 0 ? STAGES - 1 : stage - 1;
     if (s + STAGES - 1 < total) load_next(free_stage);
-    if (tap == 0 && chunk + ahead < p.chunks) load_patch(chunk + ahead);
+    if (tap == 0 && chunk + ahead < p.chunks) load_patch(chunk + ahead, buffer == 0 ? p.buffers - 1 : buffer - 1);
     gpu::cp_async_commit();
 
-    const unsigned char *const patch = patches + chunk % p.buffers * patch_bytes;
+    const unsigned char *const patch = patches + buffer * patch_bytes;
     const unsigned char *const slab = slabs + stage * SLAB + b_at;
 #pragma unroll
     for (int step = 0; step < 2; step++) {
@@ -391,9 +392,10 @@ __device__ __forceinline__ void multiply(float (&sum)[Shape<TILE>::M][Shape<TILE
       }
     }
     if constexpr (NOISE)
-      if (tap >= quiet && chunk + 1 < p.chunks) noise_patch(chunk + 1, (tap - quiet) * each, each);
+      if (tap >= quiet && chunk + 1 < p.chunks)
+        noise_patch(chunk + 1, buffer + 1 == p.buffers ? 0 : buffer + 1, (tap - quiet) * each, each);
     stage = stage + 1 == STAGES ? 0 : stage + 1;
-    if (++tap == taps) tap = 0, chunk++;
+    if (++tap == taps) tap = 0, chunk++, buffer = buffer + 1 == p.buffers ? 0 : buffer + 1;
   }
   gpu::cp_async_wait<0>();
   __syncthreads();

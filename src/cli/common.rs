@@ -10,6 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::gpu::Gpu;
+use noiseforge::gpu::tuning::{self, Tuning};
 use noiseforge::models::{Arch, Config, Model, NoisePlacement};
 use noiseforge::nn::{NoisePlan, Site};
 use noiseforge::tensor::{DType, Device, Shape};
@@ -71,6 +72,43 @@ pub struct DeviceArg {
     /// Where to compute: auto (the first GPU that works, else the CPU), cpu or cuda:N
     #[arg(long, default_value = "auto", value_parser = device)]
     pub device: DeviceChoice,
+    /// Measured choices of tiles, as `noiseforge bench --tune` writes them [default: those in the cache folder]
+    #[arg(long, value_name = "FILE")]
+    pub tuning: Option<PathBuf>,
+}
+
+impl DeviceArg {
+    /// The device, with what was measured on it.
+    pub fn open(&self) -> Result<Device> {
+        // A file that was named has to be one, whatever the device.
+        let named = self.tuning.as_deref().map(tuning::read).transpose()?;
+        let device = self.device.open()?;
+        if let Device::Gpu(gpu) = &device {
+            let name = &gpu.properties().name;
+            let mut known = Tuning::embedded(name);
+            let cached = tuning_file().filter(|file| file.is_file());
+            if let Some(file) = cached.filter(|_| named.is_none()) {
+                match tuning::read(&file) {
+                    Ok(lines) => known.add(&lines, name),
+                    Err(e) => eprintln!("noiseforge: tiles are chosen without measurements: {e}"),
+                }
+            }
+            known.add(&named.unwrap_or_default(), name);
+            gpu.set_tuning(known);
+        }
+        Ok(device)
+    }
+}
+
+/// Where measured choices of tiles are kept; none without a home directory.
+pub fn tuning_file() -> Option<PathBuf> {
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(cache.join("noiseforge").join("tuning.csv"))
 }
 
 /// Where and in which type a network works.
@@ -98,7 +136,7 @@ fn network_dtype(text: &str) -> Result<DType, String> {
 impl PlaceArgs {
     /// Moves a network there.
     pub fn place(&self, model: &mut Model) -> Result<()> {
-        let device = self.device.device.open()?;
+        let device = self.device.open()?;
         if device == Device::Cpu && self.dtype != DType::F32 {
             bail!(
                 "--dtype {}: the CPU works in f32; 16-bit types need a GPU",

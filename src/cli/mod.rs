@@ -1,6 +1,7 @@
 //! The command line: one file per command, an `Args` struct and a function each.
 
 mod attack;
+mod bench;
 mod common;
 mod demo;
 mod devices;
@@ -41,6 +42,8 @@ enum Command {
     Attack(attack::AttackArgs),
     /// Check every op's gradients against differences in double precision
     Gradcheck(gradcheck::Args),
+    /// Time of the networks' convolutions: by a model of the card, or measured to choose their tiles
+    Bench(bench::Args),
     /// One noise layer's draw, as an array
     Noise(noise::Args),
     /// What there is to compute on
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Predict(args) => eval::predict(args, json),
         Command::Attack(args) => attack::run(args, json),
         Command::Gradcheck(args) => gradcheck::run(args, json),
+        Command::Bench(args) => bench::run(args, json),
         Command::Noise(args) => noise::run(args, json),
         Command::Devices(args) => devices::run(args, json),
     };

@@ -110,7 +110,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     };
     noise::check_shape("noise", &noise, args.shape)?;
     let Shape { h, w, c, .. } = args.shape;
-    let z = match args.device.device.open()? {
+    let z = match args.device.open()? {
         Device::Cpu => draw(&noise, args.shape)?,
         device => {
             let zeros = Tensor::full_on(&device, args.shape, DType::F32, 0.0)?;

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::memory::Pool;
-use super::{fatbins, launch::Function};
+use super::{fatbins, launch::Function, tuning::Tuning};
 use crate::error::{Error, Result};
 
 /// What the driver must support: the kernels come from nvcc 13.0.
@@ -88,6 +88,7 @@ pub(super) struct Inner {
     pub pool: Mutex<Pool>,
     pub modules: Mutex<HashMap<&'static str, Module>>,
     pub functions: Mutex<HashMap<&'static str, Function>>,
+    pub tuning: RwLock<Arc<Tuning>>,
 }
 
 /// A loaded kernel file.
@@ -238,6 +239,7 @@ impl Gpu {
         Ok(Gpu(Arc::new(Inner {
             context,
             stream,
+            tuning: RwLock::new(Arc::new(Tuning::embedded(&properties.name))),
             properties,
             pool: Mutex::new(Pool::new(options.reuse_memory)),
             options,
@@ -254,6 +256,18 @@ impl Gpu {
     /// How it was opened.
     pub(crate) fn options(&self) -> &Options {
         &self.0.options
+    }
+
+    /// How ops cut their work here, as far as it was measured; the embedded table at first.
+    pub fn tuning(&self) -> Arc<Tuning> {
+        let tuning = self.0.tuning.read().unwrap_or_else(|e| e.into_inner());
+        tuning.clone()
+    }
+
+    /// Other measurements, for all clones of this device. They change no result.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        let mut place = self.0.tuning.write().unwrap_or_else(|e| e.into_inner());
+        *place = Arc::new(tuning);
     }
 
     /// What is known of it.

@@ -14,6 +14,7 @@ mod launch;
 mod memory;
 mod tensor_map;
 mod timer;
+pub mod tuning;
 
 pub use device::{Gpu, Options, Properties, count, kernels_missing};
 pub use graph::Graph;

@@ -1,7 +1,7 @@
 //! The layers of each network, under the names PyTorch users know them by.
 
 use super::builder::{Builder, ConvSpec, Norm, Sizes};
-use super::{Arch, Config};
+use super::{Arch, Config, Convolution};
 use crate::error::{Error, Result};
 use crate::nn::{ConvBlock, Flatten, GlobalAverage, Layer, Layout, Residual};
 use crate::ops::conv2d::Conv2d;
@@ -9,6 +9,16 @@ use crate::tensor::Shape;
 
 /// The layers, and what their convolutions work on.
 pub(super) fn build(config: &Config, seed: u64) -> Result<(Vec<Box<dyn Layer>>, Sizes)> {
+    let built = built(config, seed)?;
+    Ok((built.layers, built.sizes))
+}
+
+/// The convolutions and linear layers of a network.
+pub(super) fn convolutions(config: &Config) -> Result<Vec<Convolution>> {
+    Ok(built(config, 0)?.convolutions)
+}
+
+fn built(config: &Config, seed: u64) -> Result<Builder<'_>> {
     let mut b = Builder::new(config, seed);
     match config.arch {
         Arch::Vgg16 => vgg16(&mut b, config)?,
@@ -20,7 +30,7 @@ pub(super) fn build(config: &Config, seed: u64) -> Result<(Vec<Box<dyn Layer>>, 
             b.dense("classifier", config.classes, Layout::Matrix, false);
         }
     }
-    Ok((b.layers, b.sizes))
+    Ok(b)
 }
 
 /// One 3x3 convolution of a plain network: output channels, padding, max-pooling behind it.
@@ -174,6 +184,9 @@ fn bottleneck(
         // Its activation follows the residual.
         conv(b, "conv3", "bn3", out, 1, 1, 1, true)?,
     ];
+    if let Some(last) = b.convolutions.last_mut() {
+        last.residual = true;
+    }
     let output = b.shape;
     let shortcut = if stride != 1 || input.c != out {
         b.shape = input;

@@ -1,6 +1,6 @@
 //! Builds networks layer by layer: numbers the noise layers, names and initialises the parameters.
 
-use super::{Config, NoisePlacement};
+use super::{Config, Convolution, NoisePlacement};
 use crate::error::{Error, Result};
 use crate::nn::{BatchNorm, Conv, ConvBlock, Dense, Layer, Layout, NoiseLayer, Param};
 use crate::ops::batch_norm::{Activation, Running};
@@ -63,6 +63,8 @@ pub(super) struct Builder<'a> {
     pub shape: Shape,
     pub sizes: Sizes,
     pub layers: Vec<Box<dyn Layer>>,
+    /// Convolutions and linear layers so far.
+    pub convolutions: Vec<Convolution>,
 }
 
 /// Tag of the random streams that initialise weights.
@@ -83,6 +85,7 @@ impl<'a> Builder<'a> {
             shape: config.input,
             sizes: Sizes::default(),
             layers: Vec::new(),
+            convolutions: Vec::new(),
         }
     }
 
@@ -157,6 +160,16 @@ impl<'a> Builder<'a> {
         }
         let c_in = self.shape.c / geometry.groups;
         let w = Shape::new(c_out, k, k, c_in);
+        self.convolutions.push(Convolution {
+            name: name.to_string(),
+            x: self.shape,
+            w,
+            conv: geometry,
+            pool: spec.pool,
+            residual: false,
+            noise: true,
+            norm: true,
+        });
         let pooled = |shape: Shape| match spec.pool {
             false => Some(shape),
             true if shape.h < POOL.k || shape.w < POOL.k => None,
@@ -214,6 +227,16 @@ impl<'a> Builder<'a> {
     /// A linear layer on the current `[1, 1, 1, c]`.
     pub fn dense(&mut self, name: &str, out: usize, layout: Layout, activation: bool) {
         let fan_in = self.shape.row_len();
+        self.convolutions.push(Convolution {
+            name: name.to_string(),
+            x: Shape::vector(fan_in),
+            w: Shape::new(out, 1, 1, fan_in),
+            conv: Builder::same(1),
+            pool: false,
+            residual: false,
+            noise: false,
+            norm: false,
+        });
         let weight = self.normal(Shape::new(out, 1, 1, fan_in), 0.0, 0.02);
         let bias = self.uniform(Shape::vector(out), 1.0 / (fan_in as f32).sqrt());
         let activation = activation.then(|| self.cap());

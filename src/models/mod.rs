@@ -12,6 +12,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::nn::{self, Back, Entry, Grads, Layer, Link, NoisePlan, Param, Pass};
+use crate::ops::conv2d::Conv2d;
 use crate::tensor::{DType, Device, Kind, Shape, Tensor};
 
 /// Which network.
@@ -77,6 +78,38 @@ impl FromStr for Arch {
                 let names: Vec<_> = Arch::ALL.iter().map(|a| a.name()).collect();
                 Error::argument("models", "model", names.join(", "), s)
             })
+    }
+}
+
+/// A convolution or linear layer of a network, for one image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Convolution {
+    /// Its name.
+    pub name: String,
+    /// The input's shape.
+    pub x: Shape,
+    /// The weights' shape.
+    pub w: Shape,
+    /// Its geometry.
+    pub conv: Conv2d,
+    /// A 2x2 max pool follows.
+    pub pool: bool,
+    /// A residual is added behind it.
+    pub residual: bool,
+    /// A noise layer stands in front of it.
+    pub noise: bool,
+    /// Batch norm follows.
+    pub norm: bool,
+}
+
+impl Config {
+    /// The convolutions and linear layers of the network, in order. It makes the network's weights on the
+    /// way.
+    ///
+    /// Errors: the configuration does not fit together.
+    pub fn convolutions(&self) -> Result<Vec<Convolution>> {
+        self.check()?;
+        architectures::convolutions(self)
     }
 }
 

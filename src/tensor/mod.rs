@@ -20,7 +20,7 @@ use crate::gpu::{Elem, Gpu};
 const CLEAR_BLOCK: usize = 1 << 18;
 
 /// The type of a tensor's elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float: training, inference, attacks.
     F32,

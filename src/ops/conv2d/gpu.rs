@@ -4,6 +4,7 @@
 //! the CUDA cores.
 
 use super::mma::{self, Demands, Operands};
+use super::model::Card;
 use super::{Conv2d, mma_weight_grad, plan, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
@@ -24,22 +25,26 @@ pub(in crate::ops) fn tensor_cores(
     y: Shape,
     conv: Conv2d,
     pool: bool,
+    noise: bool,
 ) -> Result<Option<mma::Plan>> {
     let options = gpu.options();
     if dtype == DType::F32 && !options.tf32 {
         return Ok(None);
     }
+    let tuning = gpu.tuning();
     let demands = Demands {
         pool,
+        noise,
         blocking: options.blocking,
-        multiprocessors: gpu.properties().multiprocessors,
+        tuning: Some(&tuning),
+        card: Card::of(gpu.properties()),
     };
     let Some(mut plan) = mma::plan(op, grad, dtype, x, w, y, conv, demands)? else {
         return Ok(None);
     };
     let problem = wgmma::Problem::new(gpu, dtype, grad, x, w, y, conv);
     if let Some(problem) = problem.filter(|_| options.blocking.is_none()) {
-        let cut = problem.plan(demands.multiprocessors, pool);
+        let cut = problem.plan(gpu.properties().multiprocessors, pool);
         // A pool that its tiles cannot hold is a pass of its own.
         plan.wgmma = Some(match cut {
             Some(cut) => cut,
@@ -73,6 +78,7 @@ pub(super) fn forward(
         y_shape,
         conv,
         false,
+        noise.mode != 0,
     )?;
     if let Some(plan) = plan {
         let packed = mma::packed(gpu, &plan, w.ptr())?;
@@ -118,6 +124,7 @@ pub(super) fn input_grad(
         w.shape(),
         dy.shape(),
         conv,
+        false,
         false,
     )?;
     if let Some(plan) = plan {

@@ -4,11 +4,13 @@
 //! Whether a convolution runs here depends on its shape without the batch, so that a row has the same
 //! bits in any batch; the tile depends on everything and changes no result.
 
+use super::model::{Block, Card, Times};
 use super::plan::{dims, magic, parts, size};
 use super::{Conv2d, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::{Epilogue, Gemm, Packing, Tile};
 use crate::gpu::kernels::{conv2d_mma as kernels, pack};
+use crate::gpu::tuning::Tuning;
 use crate::gpu::{Buffer, Gpu, Ptr, launch_blocks};
 use crate::ops::noise::gpu::Fused;
 use crate::ops::spans::divisor;
@@ -33,9 +35,6 @@ pub(in crate::ops) struct Blocking {
     pub tall: bool,
     /// Rows are ordered by position: whole images, 16 or a multiple, taps on padding left out.
     pub by_position: bool,
-    /// How much longer a product takes than with warps of 64 x 64, whose operands are used most
-    /// often: bytes of shared memory for a multiplication.
-    effort: f64,
 }
 
 const fn blocking(
@@ -45,18 +44,12 @@ const fn blocking(
     tall: bool,
     by_position: bool,
 ) -> Blocking {
-    let (warp_rows, warp_cols) = match tall {
-        true => (rows / WARPS, cols),
-        false => (rows / 2, cols / 2),
-    };
-    let effort = 0.5 + 16.0 * (1.0 / warp_rows as f64 + 1.0 / warp_cols as f64);
     Blocking {
         number,
         rows,
         cols,
         tall,
         by_position,
-        effort,
     }
 }
 
@@ -74,14 +67,18 @@ const BLOCKINGS: [Blocking; 7] = [
 const TF32: [u32; 2] = [1, 3];
 
 /// What a launch does beside the convolution itself, as far as it bears on the tiles.
-#[derive(Debug, Clone, Copy, Default)]
-pub(in crate::ops) struct Demands {
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) struct Demands<'a> {
     /// A 2x2 max pool behind it.
     pub pool: bool,
+    /// Noise in the operand load.
+    pub noise: bool,
     /// Only this blocking, where it fits; for tests and measurements.
     pub blocking: Option<u32>,
-    /// Multiprocessors to fill.
-    pub multiprocessors: usize,
+    /// What was measured on the device.
+    pub tuning: Option<&'a Tuning>,
+    /// The device to cut for.
+    pub card: Card,
 }
 
 /// A launch.
@@ -94,10 +91,8 @@ pub(in crate::ops) struct Plan {
     pub blocks: usize,
     /// Dynamic shared memory of a block.
     pub shared: usize,
-    /// Stages of a block's sum: slabs that it multiplies by.
-    pub stages: usize,
-    /// What the model says, in clocks of the whole device; see [`cost`].
-    pub cost: f64,
+    /// What the model says.
+    pub times: Times,
     /// On a device of compute capability 9.0, by `wgmma` instead.
     pub wgmma: Option<wgmma::Plan>,
 }
@@ -183,7 +178,12 @@ struct Problem {
     step: usize,
     pitch: usize,
     buffers: usize,
-    demands: Demands,
+    dtype: DType,
+    pool: bool,
+    noise: bool,
+    stages: usize,
+    chunks: usize,
+    windows: usize,
 }
 
 /// A tile with its patch.
@@ -236,7 +236,7 @@ fn cuts(blocking: Blocking, problem: &Problem) -> Vec<Cut> {
         }];
     }
     let even = |size: usize| {
-        if problem.demands.pool {
+        if problem.pool {
             size.next_multiple_of(2)
         } else {
             size
@@ -264,17 +264,34 @@ fn cuts(blocking: Blocking, problem: &Problem) -> Vec<Cut> {
     cuts
 }
 
-/// Clocks of the whole device: what its multiprocessors take for their share of the blocks. A block
-/// multiplies, copies its patches and slabs (the model's rates are an H100's: 2,676 operations and 24
-/// bytes a clock and multiprocessor) and has its beginning and end.
-fn cost(
+/// Passes over the banks that ldmatrix takes for eight rows of a tile, of which there should be one.
+fn conflicts(blocking: &Blocking, problem: &Problem, cut: &Cut) -> usize {
+    let mut units = [0; 8];
+    let (mut row, mut col) = (0, 0);
+    for _ in 0..8 {
+        let pixel = match blocking.by_position {
+            true => col,
+            false => row * problem.step * cut.patch_cols + col * problem.step,
+        };
+        // Eight units of 16 bytes are all banks.
+        units[pixel * problem.pitch / 16 % 8] += 1;
+        col += 1;
+        if !blocking.by_position && col == cut.cols {
+            (row, col) = (row + 1, 0);
+        }
+    }
+    units.into_iter().max().unwrap_or(1)
+}
+
+/// What the model says of a launch of so many blocks; `bytes` of memory are read and written in all.
+fn times(
     blocking: &Blocking,
     problem: &Problem,
     cut: &Cut,
-    stages: usize,
-    chunks: usize,
+    card: &Card,
     blocks: usize,
-) -> f64 {
+    bytes: f64,
+) -> Times {
     let share = match blocking.by_position {
         // Taps inside of the image, of a kernel of three.
         true => {
@@ -283,14 +300,43 @@ fn cost(
         }
         false => 1.0,
     };
-    let operations = 2.0 * (blocking.rows * blocking.cols * stages * 32) as f64;
-    let product = operations * share * blocking.effort / 2676.0;
-    let bytes = chunks * cut.patch_pixels() * SLAB + stages * blocking.cols * SLAB;
-    let copies = bytes as f64 / 24.0;
-    let ends = 1500.0 + (blocking.rows * blocking.cols) as f64 / 16.0;
-    let each = product.max(copies) + ends;
-    let waves = blocks.div_ceil(problem.demands.multiprocessors.max(1));
-    each * waves as f64
+    let kept = if problem.pool { 0.25 } else { 1.0 };
+    let block = Block {
+        blocking,
+        dtype: problem.dtype,
+        noise: problem.noise,
+        stages: problem.stages,
+        share,
+        chunks: problem.chunks,
+        windows: cut.patch_pixels() * problem.windows,
+        window: 8 * problem.dtype.size(),
+        conflicts: conflicts(blocking, problem, cut),
+        shared: shared(blocking, problem, cut),
+        result: (blocking.rows * blocking.cols * problem.dtype.size()) as f64 * kept,
+    };
+    block.times(card, blocks, bytes)
+}
+
+/// The names under which plans are measured; see [`Tuning`].
+pub(in crate::ops) const KERNEL: &str = "mma";
+
+/// What an operation is called in a table of measurements.
+pub(in crate::ops) fn operation(grad: bool, noise: bool) -> &'static str {
+    match (grad, noise) {
+        (true, _) => "input grad",
+        (false, true) => "noisy forward",
+        (false, false) => "forward",
+    }
+}
+
+/// The numbers of all blockings.
+pub(in crate::ops) fn numbers() -> impl Iterator<Item = u32> {
+    BLOCKINGS.iter().map(|blocking| blocking.number)
+}
+
+/// A shape as a table of measurements has it.
+pub(in crate::ops) fn sizes(x: Shape, w: Shape, conv: Conv2d) -> [usize; 8] {
+    [x.h, x.w, x.c, w.n, w.h, conv.stride, conv.pad, conv.groups]
 }
 
 /// From `x` to `y`; with `grad` from dy, of shape `y`, to dx. `None`: this convolution does not fit, for a
@@ -304,7 +350,7 @@ pub(in crate::ops) fn plan(
     w: Shape,
     y: Shape,
     conv: Conv2d,
-    demands: Demands,
+    demands: Demands<'_>,
 ) -> Result<Option<Plan>> {
     let (from, to) = if grad { (y, x) } else { (x, y) };
     let (k, stride) = (w.h, conv.stride);
@@ -362,17 +408,29 @@ pub(in crate::ops) fn plan(
             * 32
             + 16,
         buffers,
-        demands,
+        dtype,
+        pool: demands.pool,
+        noise: demands.noise,
+        stages,
+        chunks: channels.chunks,
+        windows: channels.windows,
     };
+    // Of memory: everything once.
+    let kept = if demands.pool { 4 } else { 1 };
+    let bytes = (dtype.size() * (from.len() + to.len() / kept + w.len())) as f64;
+    let measured = demands.tuning.and_then(|tuning| {
+        let operation = operation(grad, demands.noise);
+        tuning.blocking(operation, dtype, KERNEL, x.n, sizes(x, w, conv))
+    });
     let same = !phased
         && stride == 1
         && (from.h, from.w) == (to.h, to.w)
         && k == 3
         && channels.narrow == 0;
     let columns = channels.to.next_multiple_of(32);
-    let mut best: Option<(f64, Blocking, Cut, usize)> = None;
-    // A blocking that was asked for may not fit; then any does.
-    for wanted in [demands.blocking, None] {
+    let mut best: Option<(Times, Blocking, Cut, usize)> = None;
+    // A blocking that was asked for, or measured, may not fit; then any does.
+    for wanted in [demands.blocking.or(measured), None] {
         for blocking in BLOCKINGS {
             let excluded = wanted.is_some_and(|number| number != blocking.number)
                 || (blocking.by_position && !same)
@@ -389,9 +447,9 @@ pub(in crate::ops) fn plan(
                     * phases[1]
                     * channels.supergroups
                     * channels.to.div_ceil(blocking.cols);
-                let cost = cost(&blocking, &problem, &cut, stages, channels.chunks, blocks);
-                if best.is_none_or(|(least, ..)| cost < least) {
-                    best = Some((cost, blocking, cut, blocks));
+                let times = times(&blocking, &problem, &cut, &demands.card, blocks, bytes);
+                if best.is_none_or(|(least, ..)| times.chip() < least.chip()) {
+                    best = Some((times, blocking, cut, blocks));
                 }
             }
         }
@@ -399,7 +457,7 @@ pub(in crate::ops) fn plan(
             break;
         }
     }
-    let Some((cost, blocking, cut, blocks)) = best else {
+    let Some((times, blocking, cut, blocks)) = best else {
         return Ok(None);
     };
 
@@ -465,8 +523,7 @@ pub(in crate::ops) fn plan(
         dtype,
         blocks,
         shared: shared(&blocking, &problem, &cut),
-        stages,
-        cost,
+        times,
         wgmma: None,
     }))
 }

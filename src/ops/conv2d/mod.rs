@@ -16,8 +16,11 @@ pub(in crate::ops) mod gpu;
 mod input_grad;
 pub(in crate::ops) mod mma;
 mod mma_weight_grad;
+pub mod model;
 mod operand;
 mod plan;
+pub mod predict;
+pub mod tune;
 mod weight_grad;
 mod wgmma;
 
