@@ -28,6 +28,9 @@ const MAX_PATCHES: usize = 3;
 /// Most elements of a box in a dimension.
 const MAX_BOX: usize = 256;
 
+/// The kernel's instances are numbered behind the blockings of `mma.sync`.
+pub(super) const FIRST_BLOCKING: u32 = 7;
+
 /// An instance of the kernel: rows of pixels of a thread, output channels of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Instance {
@@ -113,10 +116,27 @@ impl Problem {
         self.columns().next_multiple_of(32)
     }
 
-    /// The cheapest cut on a device of so many multiprocessors; with a 2x2 max pool behind it there may be none.
-    pub fn plan(&self, multiprocessors: usize, pool: bool) -> Option<Plan> {
+    /// The cheapest cut on a device of so many multiprocessors; with a 2x2 max pool behind it there may be none. Only
+    /// by the instance of this number, where it has a cut.
+    pub fn plan(&self, multiprocessors: usize, pool: bool, blocking: Option<u32>) -> Option<Plan> {
         let instances: &[Instance] = if self.k == 3 { &THREE } else { &ONE };
-        let plans = instances.iter().flat_map(|&instance| {
+        let only = blocking.and_then(|number| instances.get((number - FIRST_BLOCKING) as usize));
+        if only.is_some() {
+            let found = self.best(only.into_iter(), multiprocessors, pool);
+            if found.is_some() {
+                return found;
+            }
+        }
+        self.best(instances.iter(), multiprocessors, pool)
+    }
+
+    fn best<'a>(
+        &self,
+        instances: impl Iterator<Item = &'a Instance>,
+        multiprocessors: usize,
+        pool: bool,
+    ) -> Option<Plan> {
+        let plans = instances.flat_map(|&instance| {
             let most = CONSUMERS / 2;
             let cols = cuts(self.to.w, most);
             cols.flat_map(move |cols| {
