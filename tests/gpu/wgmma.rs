@@ -38,6 +38,16 @@ const CASES: &[[usize; 9]] = &[
     [3, 4, 4, 64, 80, 1, 1, 0, 2],
 ];
 
+/// The kernel's instances, by their numbers; where one has no cut for a shape, another takes its place.
+const BLOCKINGS: [Option<u32>; 3] = [Some(7), Some(8), Some(9)];
+
+fn open_blocked(blocking: Option<u32>) -> Gpu {
+    open_as(Options {
+        blocking,
+        ..Options::default()
+    })
+}
+
 fn cases() -> impl Iterator<Item = (Case, DType)> {
     let types = [DType::BF16, DType::F16];
     let cases = CASES.iter().copied().map(Case::new);
@@ -65,7 +75,22 @@ fn agrees_with_the_cpu() {
             let dx = conv2d::input_grad(&activation(&i.dy)?, &w, case.x, case.conv)?;
             Ok(vec![y, dx])
         };
-        let found = run(|gpu| results(&|t| t.to_gpu(gpu)?.to_dtype(dtype), &|t| t.to_gpu(gpu)));
+        let mut all = Vec::new();
+        for blocking in BLOCKINGS {
+            all.push(run_with(
+                || open_blocked(blocking),
+                |gpu| results(&|t| t.to_gpu(gpu)?.to_dtype(dtype), &|t| t.to_gpu(gpu)),
+            ));
+        }
+        for other in &all[1..] {
+            for (a, b) in all[0].iter().zip(other) {
+                assert!(
+                    bits(a) == bits(b),
+                    "{case:?} {dtype}: other bits in other tiles"
+                );
+            }
+        }
+        let found = &all[0];
         let on_cpu = |dtype| {
             let convert = |t: &Tensor| t.to_dtype(dtype);
             results(&convert, &convert).unwrap()
@@ -99,14 +124,17 @@ fn noise_is_added_as_if_the_noisy_image_were_stored() {
     for (at, (case, dtype)) in cases().enumerate() {
         let i = inputs(&case, dtype);
         let noise = draw(case.x.n, [Normals::Fast, Normals::Precise][at % 3 / 2]);
-        let found = run(|gpu| {
-            let x = i.x.to_gpu(gpu)?.to_dtype(dtype)?;
-            let (w, b) = (i.w.to_gpu(gpu)?, i.b.to_gpu(gpu)?);
-            let b = case.bias.then_some(&b);
-            let fused = noisy_conv2d::forward(&x, &noise, &w, b, case.conv)?;
-            let noisy = noise::forward(&x, &noise)?;
-            Ok(vec![fused, conv2d::forward(&noisy, &w, b, case.conv)?])
-        });
+        let found = run_with(
+            || open_blocked(BLOCKINGS[at % 3]),
+            |gpu| {
+                let x = i.x.to_gpu(gpu)?.to_dtype(dtype)?;
+                let (w, b) = (i.w.to_gpu(gpu)?, i.b.to_gpu(gpu)?);
+                let b = case.bias.then_some(&b);
+                let fused = noisy_conv2d::forward(&x, &noise, &w, b, case.conv)?;
+                let noisy = noise::forward(&x, &noise)?;
+                Ok(vec![fused, conv2d::forward(&noisy, &w, b, case.conv)?])
+            },
+        );
         assert!(bits(&found[0]) == bits(&found[1]), "{case:?} {dtype}");
     }
 }
@@ -234,13 +262,13 @@ fn what_follows_is_what_follows_mma_sync() {
                 next: nexts[(at + usize::from(residual) + 2 * usize::from(pool)) % 3],
             };
             let with = |blocking| {
-                let options = Options {
-                    blocking,
-                    ..Options::default()
-                };
-                run_with(|| open_as(options), |gpu| fused(gpu, &case, dtype, behind))
+                run_with(
+                    || open_blocked(blocking),
+                    |gpu| fused(gpu, &case, dtype, behind),
+                )
             };
-            let (found, expected) = (with(None), with(Some(0)));
+            let number = at + usize::from(residual) + usize::from(pool);
+            let (found, expected) = (with(BLOCKINGS[number % 3]), with(Some(0)));
             let what = format!("{case:?} {behind:?} {dtype}");
             assert!(bits(&found[0]) == bits(&expected[0]), "{what}: y");
             assert!(bits(&found[1]) == bits(&expected[1]), "{what}: gradient");

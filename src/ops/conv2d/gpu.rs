@@ -43,8 +43,9 @@ pub(in crate::ops) fn tensor_cores(
         return Ok(None);
     };
     let problem = wgmma::Problem::new(gpu, dtype, grad, x, w, y, conv);
-    if let Some(problem) = problem.filter(|_| options.blocking.is_none()) {
-        let cut = problem.plan(gpu.properties().multiprocessors, pool);
+    let mma = |number| number < wgmma::FIRST_BLOCKING;
+    if let Some(problem) = problem.filter(|_| !options.blocking.is_some_and(mma)) {
+        let cut = problem.plan(gpu.properties().multiprocessors, pool, options.blocking);
         // A pool that its tiles cannot hold is a pass of its own.
         plan.wgmma = Some(match cut {
             Some(cut) => cut,

@@ -28,6 +28,9 @@ const MAX_PATCHES: usize = 3;
 /// Most elements of a box in a dimension.
 const MAX_BOX: usize = 256;
 
+/// The kernel's instances are numbered behind the blockings of `mma.sync`.
+pub(super) const FIRST_BLOCKING: u32 = 7;
+
 /// An instance of the kernel: rows of pixels of a thread, output channels of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Instance {
@@ -113,10 +116,27 @@ impl Problem {
         self.columns().next_multiple_of(32)
     }
 
-    /// The cheapest cut on a device of so many multiprocessors; with a 2x2 max pool behind it there may be none.
-    pub fn plan(&self, multiprocessors: usize, pool: bool) -> Option<Plan> {
+    /// The cheapest cut on a device of so many multiprocessors; with a 2x2 max pool behind it there may be none. Only
+    /// by the instance of this number, where it has a cut.
+    pub fn plan(&self, multiprocessors: usize, pool: bool, blocking: Option<u32>) -> Option<Plan> {
         let instances: &[Instance] = if self.k == 3 { &THREE } else { &ONE };
-        let plans = instances.iter().flat_map(|&instance| {
+        let only = blocking.and_then(|number| instances.get((number - FIRST_BLOCKING) as usize));
+        if only.is_some() {
+            let found = self.best(only.into_iter(), multiprocessors, pool);
+            if found.is_some() {
+                return found;
+            }
+        }
+        self.best(instances.iter(), multiprocessors, pool)
+    }
+
+    fn best<'a>(
+        &self,
+        instances: impl Iterator<Item = &'a Instance>,
+        multiprocessors: usize,
+        pool: bool,
+    ) -> Option<Plan> {
+        let plans = instances.flat_map(|&instance| {
             let most = CONSUMERS / 2;
             let cols = cuts(self.to.w, most);
             cols.flat_map(move |cols| {
@@ -140,7 +160,7 @@ fn cuts(len: usize, most: usize) -> impl Iterator<Item = usize> {
     (1..=len)
         .map(move |count| len.div_ceil(count))
         .filter(move |&size| size <= most && std::mem::replace(&mut last, size) != size)
-        .take(16)
+        .take(8)
 }
 
 /// A tile and its space in shared memory.
@@ -257,33 +277,36 @@ impl Plan {
         let [_, down, across, _] = self.tiles();
         let mt = self.instance.mt;
         let used = self.images * self.bands * self.cols;
+        let meets = |span: (usize, usize), origin: usize, f: usize, size: usize| {
+            k == 1 || origin + span.1 + f >= pad && origin + span.0 + f < pad + size
+        };
         let mut total = 0;
-        for (band0, col0) in (0..down).flat_map(|d| (0..across).map(move |a| (d, a))) {
-            let (top, left) = (band0 * self.rows(), col0 * self.cols);
-            for group in 0..2 {
-                let m0 = group * GROUP_ROWS;
-                if m0 >= used {
-                    continue;
-                }
-                let m1 = (m0 + GROUP_ROWS - 1).min(used - 1);
-                let [first, last] = [m0, m1].map(|m| m / self.images);
-                let (band_first, band_last) = (first / self.cols, last / self.cols);
-                let one = band_first == band_last;
-                let (col_first, col_last) = match one {
-                    true => (first % self.cols, last % self.cols),
-                    false => (0, self.cols - 1),
-                };
-                let meets = |a: usize, b: usize, f: usize, size| b + f >= pad && a + f < pad + size;
-                let rows = (top + band_first * mt, top + band_last * mt);
-                for v in 0..k {
-                    if k > 1 && !meets(left + col_first, left + col_last, v, from.w) {
-                        continue;
-                    }
-                    total += mt * k;
-                    let skip = |f| k > 1 && !meets(rows.0, rows.1, f, from.h);
-                    total -= usize::from(skip(0)) + usize::from(skip(mt + k - 2));
-                }
+        for m0 in [0, GROUP_ROWS] {
+            if m0 >= used {
+                continue;
             }
+            let m1 = (m0 + GROUP_ROWS - 1).min(used - 1);
+            let [first, last] = [m0, m1].map(|m| m / self.images);
+            let bands = (first / self.cols, last / self.cols);
+            let rows = (bands.0 * mt, bands.1 * mt);
+            let cols = match bands.0 == bands.1 {
+                true => (first % self.cols, last % self.cols),
+                false => (0, self.cols - 1),
+            };
+            // Rows and columns are passed over independently of each other.
+            let taps = (0..across)
+                .map(|a| {
+                    (0..k)
+                        .filter(|&v| meets(cols, a * self.cols, v, from.w))
+                        .count()
+                })
+                .sum::<usize>();
+            let passed = |origin, f| usize::from(!meets(rows, origin, f, from.h));
+            let lines = (0..down)
+                .map(|d| d * self.rows())
+                .map(|origin| mt * k - passed(origin, 0) - passed(origin, mt + k - 2))
+                .sum::<usize>();
+            total += taps * lines;
         }
         total as f64 / (down * across) as f64
     }

@@ -64,13 +64,16 @@ fn plans() -> Vec<Plan> {
             for backward in [false, true] {
                 let conv = Conv2d { pad, ..SAME };
                 let found = problem(Shape::new(n, h, w, 64), c_out, 3, backward, conv);
-                plans.extend(found.map(|p| p.plan(4, false).unwrap()));
-                plans.extend(found.map(|p| p.plan(132, false).unwrap()));
+                for blocking in [None, Some(7), Some(8), Some(9)] {
+                    plans.extend(found.map(|p| p.plan(4, false, blocking).unwrap()));
+                    plans.extend(found.map(|p| p.plan(132, false, blocking).unwrap()));
+                    plans.extend(found.and_then(|p| p.plan(132, true, blocking)));
+                }
             }
         }
         let point = Conv2d { pad: 0, ..SAME };
         let found = problem(Shape::new(n, h, w, 64), c_out, 1, false, point).unwrap();
-        plans.push(found.plan(4, false).unwrap());
+        plans.push(found.plan(4, false, None).unwrap());
     }
     plans
 }
@@ -281,7 +284,7 @@ fn prediction() {
         let mut sum = 0.0;
         for (size, c_in, c_out) in layers {
             let problem = problem(Shape::new(n, size, size, c_in), c_out, 3, false, SAME).unwrap();
-            let plan = problem.plan(132, false).unwrap();
+            let plan = problem.plan(132, false, None).unwrap();
             let Limits {
                 tensor,
                 shared,
