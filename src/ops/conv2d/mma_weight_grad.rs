@@ -2,6 +2,7 @@
 //! `kernels/conv2d_mma_weight_grad.cu`.
 
 use super::Conv2d;
+use super::model::{Card, Times};
 use super::plan::{dims, parts, size, windows};
 use crate::error::Result;
 use crate::gpu::kernels::WeightGrad;
@@ -52,6 +53,29 @@ pub(in crate::ops) struct Work {
     pub partial_bytes: usize,
     /// Clocks of the launch by the plan's own estimate.
     pub clocks: f64,
+}
+
+impl Work {
+    /// What the model says of it on a card; `bytes` of memory are the tensors'.
+    pub fn times(&self, card: &Card, bytes: f64) -> Times {
+        let blocks = (self.pieces * self.splits) as f64;
+        let tiles = blocks * self.tiles as f64;
+        let each = tiles / (card.multiprocessors as f64 * card.clock);
+        let products = self.products as f64 * self.kept;
+        // A fragment of dy is read for nine products, one of x for four.
+        let fragments = products * 512.0 * (1.0 / 9.0 + 0.25 / 2.0);
+        Times {
+            tensor: products * 4096.0 / card.mma * each,
+            issue: (self.instructions * WARPS) as f64 / 4.0 * each,
+            mufu: self.normals as f64 / 8.0 * each,
+            shared: (fragments + 2.0 * self.l2_bytes as f64) / 128.0 * each,
+            l2: (tiles * self.l2_bytes as f64 + self.partial_bytes as f64) / card.l2,
+            memory: bytes / card.memory,
+            blocks: self.clocks / card.clock,
+            resident: 1,
+            waves: blocks / card.multiprocessors as f64,
+        }
+    }
 }
 
 /// Launch of a weight gradient on tensor cores.

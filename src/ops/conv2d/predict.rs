@@ -3,6 +3,7 @@
 use super::Conv2d;
 use super::mma::{self, Demands};
 use super::model::{Card, Times};
+use super::{mma_weight_grad, wgmma};
 use crate::error::Result;
 use crate::gpu::tuning::{Sizes, Tuning};
 use crate::tensor::{DType, Shape};
@@ -101,7 +102,7 @@ impl Launch {
     }
 
     /// The model's answer, with a blocking of its choice, the measured one, or the one that is asked for.
-    /// `None`: not on tensor cores, or (weight gradients) not modelled.
+    /// `None`: not on tensor cores.
     ///
     /// Errors: the shapes do not fit together.
     pub fn predict(
@@ -119,13 +120,28 @@ impl Launch {
             tuning,
             card: *card,
         };
-        let grad = match self.pass {
-            Pass::Forward => false,
-            Pass::InputGrad => true,
-            Pass::WeightGrad => return Ok(None),
-        };
+        if self.pass == Pass::WeightGrad {
+            return self.weight_grad(op, y, card, blocking);
+        }
+        let grad = self.pass == Pass::InputGrad;
         let plan = mma::plan(op, grad, self.dtype, self.x, self.w, y, self.conv, demands)?;
         let Some(plan) = plan else { return Ok(None) };
+        let by_wgmma = wgmma::Problem::of_shapes(grad, self.x, self.w, y, self.conv)
+            .filter(|_| card.arch == "sm_90a" && self.dtype != DType::F32 && blocking.is_none())
+            .and_then(|problem| problem.plan(card.multiprocessors, demands.pool, None));
+        if let Some(plan) = by_wgmma {
+            let (blocking, [rows, cols]) = plan.blocking();
+            let times = plan.times(card, demands.noise, self.bytes()?);
+            return Ok(Some(Prediction {
+                kernel: wgmma::KERNEL,
+                blocking,
+                rows,
+                cols,
+                tile: plan.tile(),
+                blocks: (times.waves * card.multiprocessors as f64) as usize,
+                times,
+            }));
+        }
         let tile = plan.gemm.tile;
         let mut times = plan.times;
         times.memory = self.bytes()? / card.memory;
@@ -136,6 +152,39 @@ impl Launch {
             cols: plan.blocking.cols,
             tile: [tile.images, tile.rows, tile.cols].map(|v| v as usize),
             blocks: plan.blocks,
+            times,
+        }))
+    }
+
+    fn weight_grad(
+        &self,
+        op: &'static str,
+        y: Shape,
+        card: &Card,
+        blocking: Option<u32>,
+    ) -> Result<Option<Prediction>> {
+        let device = mma_weight_grad::Device {
+            multiprocessors: card.multiprocessors,
+            // What the system keeps of each block's.
+            shared: card.shared - 1024,
+        };
+        let (x, w) = (self.x, self.w);
+        let plan = mma_weight_grad::plan(op, self.dtype, x, w, y, false, self.conv, device)?;
+        let Some(plan) = plan.filter(|_| blocking.is_none()) else {
+            return Ok(None);
+        };
+        let work = plan.work;
+        let mut times = work.times(card, self.bytes()?);
+        if !self.noise {
+            times.mufu = 0.0;
+        }
+        Ok(Some(Prediction {
+            kernel: "conv2d_mma_weight_grad",
+            blocking: 0,
+            rows: 64 << plan.p.log_rows,
+            cols: (plan.p.windows * 8 * plan.p.taps) as usize,
+            tile: [plan.p.images, plan.p.rows, plan.p.cols].map(|v| v as usize),
+            blocks: work.pieces * work.splits,
             times,
         }))
     }

@@ -3,6 +3,7 @@
 
 use super::Conv2d;
 use super::mma::Operands;
+use super::model::{Card, Times};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d_wgmma as kernels;
 use crate::gpu::kernels::{Dims, Epilogue, Halo};
@@ -27,6 +28,9 @@ const MAX_STAGES: usize = 8;
 const MAX_PATCHES: usize = 3;
 /// Most elements of a box in a dimension.
 const MAX_BOX: usize = 256;
+
+/// The family's name.
+pub(super) const KERNEL: &str = "conv2d_wgmma";
 
 /// The kernel's instances are numbered behind the blockings of `mma.sync`.
 pub(super) const FIRST_BLOCKING: u32 = 7;
@@ -75,7 +79,13 @@ impl Problem {
             .flatten()
     }
 
-    fn of_shapes(backward: bool, x: Shape, w: Shape, y: Shape, conv: Conv2d) -> Option<Problem> {
+    pub fn of_shapes(
+        backward: bool,
+        x: Shape,
+        w: Shape,
+        y: Shape,
+        conv: Conv2d,
+    ) -> Option<Problem> {
         let k = w.h;
         if !matches!(k, 1 | 3) || conv.stride != 1 || conv.pad >= k {
             return None;
@@ -347,6 +357,40 @@ impl Plan {
             .sqrt()
             .sqrt();
         (tiles.div_ceil(multiprocessors) as f64 * (busiest + limits.overhead)) as u64
+    }
+
+    /// The number of the instance, and a tile's rows and columns of the product.
+    pub fn blocking(&self) -> (u32, [usize; 2]) {
+        let instances: &[Instance] = if self.problem.k == 3 { &THREE } else { &ONE };
+        let at = instances.iter().position(|i| *i == self.instance);
+        let Instance { mt, n } = self.instance;
+        let number = FIRST_BLOCKING + at.unwrap_or_default() as u32;
+        (number, [2 * GROUP_ROWS * mt, n])
+    }
+
+    /// Images, rows and columns of a tile.
+    pub fn tile(&self) -> [usize; 3] {
+        [self.images, self.rows(), self.cols]
+    }
+
+    /// What the model says of it on a card, with noise or not.
+    pub fn times(&self, card: &Card, noise: bool, bytes: f64) -> Times {
+        let limits = self.limits();
+        let tiles: usize = self.tiles().iter().product();
+        let each = tiles as f64 / (card.multiprocessors as f64 * card.clock);
+        let mufu = if noise { limits.mufu } else { 0.0 };
+        Times {
+            tensor: limits.tensor * each,
+            // Twelve and a half instructions a normal, of 32 threads, four a clock; the rest is the products'.
+            issue: mufu * 8.0 * 12.5 / 128.0 * each,
+            mufu: mufu * each,
+            shared: limits.shared * each,
+            l2: limits.l2 * 33.0 * tiles as f64 / card.l2,
+            memory: bytes / card.memory,
+            blocks: self.clocks(card.multiprocessors) as f64 / card.clock,
+            resident: 1,
+            waves: tiles as f64 / card.multiprocessors as f64,
+        }
     }
 
     /// Parts in which the batch norm's statistics come: a warp's pixels of a tile.
