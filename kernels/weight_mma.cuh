@@ -63,11 +63,20 @@ __device__ __forceinline__ uint32_t place_of(uint32_t image, uint32_t row, uint3
   return image << 20 | row << 10 | col;
 }
 
-/// A pixel of a tile or of a patch: its number in the tensor, counted from the first one, and its place. Where the
-/// patch skips input pixels, so do its rows and columns.
-struct Pixel {
+/// A pixel of a tile or of a patch. Where the patch skips input pixels, so do its rows and columns.
+struct alignas(16) Pixel {
+  /// Its number in the tensor, counted from the first one, and its place.
   uint32_t number, place;
+  /// Where it lies in the patch; of a tile's pixel: where its first tap does.
+  uint32_t at;
+  /// Its number in the image, counted from the first one.
+  uint32_t in_image;
 };
+
+__device__ __forceinline__ Pixel pixel_at(const Pixel *p) {
+  const uint4 v = *reinterpret_cast<const uint4 *>(p);
+  return {v.x, v.y, v.z, v.w};
+}
 
 /// A tile of the block.
 struct Origin {
@@ -92,8 +101,8 @@ struct Shared {
   unsigned char *zero;
   Origin *origins;
   Pixel *pixels, *patch;
-  /// Of each stage and pixel: where its patch begins, twice, plus 1 if it counts. Of each stage and 16 pixels: its
-  /// slots. Of each output pixel of an image: its slots.
+  /// Of each stage and pixel: where its first tap lies behind `stages`, twice, plus 1 if it counts; by position, once.
+  /// Of each stage and 16 pixels: its slots. Of each output pixel of an image: its slots.
   uint32_t *starts, *masks, *slots;
   /// Sums of dy, `[8][THREADS]`.
   float *bias;
@@ -214,20 +223,23 @@ template <bool SKIP>
 __device__ __forceinline__ void make_tables(const Shared &s, const WeightGrad &p) {
   const uint32_t tile = p.images * p.rows * p.cols;
   for (uint32_t i = threadIdx.x; i < p.pixels; i += THREADS) {
-    Pixel pixel = {0, NOWHERE};
+    Pixel pixel = {0, NOWHERE, 0, 0};
     if (i < tile) {
       // By position: the images of one position together. Else image by image.
       const uint32_t position = SKIP ? i / p.images : i % (p.rows * p.cols);
       const uint32_t image = SKIP ? i % p.images : i / (p.rows * p.cols);
       const uint32_t row = position / p.cols, col = position % p.cols;
-      pixel = {(image * p.y.h + row) * p.y.w + col, place_of(image, row, col)};
+      pixel = {(image * p.y.h + row) * p.y.w + col, place_of(image, row, col),
+               image * p.image_pitch + row * p.step * p.row_pitch + col * p.step * p.pitch, row * p.y.w + col};
     }
     s.pixels[i] = pixel;
   }
   const uint32_t area = p.patch_rows * p.patch_cols;
   for (uint32_t i = threadIdx.x; i < p.images * area; i += THREADS) {
-    const uint32_t image = i / area, row = i % area / p.patch_cols * p.gap, col = i % p.patch_cols * p.gap;
-    s.patch[i] = {(image * p.x.h + row) * p.x.w + col, place_of(image, row, col)};
+    const uint32_t image = i / area, row = i % area / p.patch_cols, col = i % p.patch_cols;
+    const uint32_t in_image = row * p.gap * p.x.w + col * p.gap;
+    s.patch[i] = {image * p.x.h * p.x.w + in_image, place_of(image, row * p.gap, col * p.gap),
+                  image * p.image_pitch + row * p.row_pitch + col * p.pitch, in_image};
   }
   if constexpr (SKIP) {
     for (uint32_t i = threadIdx.x; i < p.y.h * p.y.w; i += THREADS) s.slots[i] = slots_of(p, i / p.y.w, i % p.y.w);
@@ -239,66 +251,79 @@ __device__ __forceinline__ void make_tables(const Shared &s, const WeightGrad &p
   }
 }
 
-/// Eight channels `c ..` of a pixel, to shared memory: in the background, or at once where pixels are not aligned.
+/// Eight channels of a pixel of which `channels` exist, to shared memory, at once: what cannot be copied as a piece.
 template <class T>
-__device__ __forceinline__ void copy_piece(unsigned char *to, const T *from, bool valid, bool vector, uint32_t c,
-                                           uint32_t channels) {
-  if (vector) {
-    gpu::cp_async16(to, from, valid);
-  } else {
-    gpu::Vec<T> v;
+__device__ __forceinline__ void copy_elements(unsigned char *to, const unsigned char *from, bool valid,
+                                              uint32_t channels) {
+  gpu::Vec<T> v;
 #pragma unroll
-    for (int j = 0; j < 8; j++) v.v[j] = valid && c + j < channels ? from[j] : gpu::from_f32<T>(0.0f);
-    gpu::store_vec(reinterpret_cast<T *>(to), v);
-  }
+  for (uint32_t j = 0; j < 8; j++)
+    v.v[j] = valid && j < channels ? reinterpret_cast<const T *>(from)[j] : gpu::from_f32<T>(0.0f);
+  gpu::store_vec(reinterpret_cast<T *>(to), v);
 }
 
 /// Whether a place of the patch lies inside of the image.
-__device__ __forceinline__ bool inside(const Origin &o, uint32_t place) {
-  return ((place + o.low) & (o.high - place) & GUARD) == GUARD;
+__device__ __forceinline__ bool inside(uint32_t low, uint32_t high, uint32_t place) {
+  return ((place + low) & (high - place) & GUARD) == GUARD;
 }
 
 /// Begins to copy a tile.
 template <class T, bool SKIP>
 __device__ __forceinline__ void copy_tile(const Shared &s, uint32_t stage, const Origin &o, const T *dy, const T *x,
                                           const WeightGrad &p, const Block &block) {
-  unsigned char *const to = s.stages + stage * p.stage;
+  const uint32_t at = stage * p.stage;
   {
     const uint32_t log = 3 + p.log_rows, piece = threadIdx.x & ((1u << log) - 1), c = block.channel + piece * 8;
-    const T *const from = dy + o.y + c;
-    unsigned char *const dys = to + p.dy_at + piece * 16;
-    const uint32_t last = o.last;
-    const bool wanted = c < block.channel_end;
-#pragma unroll 2
-    for (uint32_t i = threadIdx.x >> log; i < p.pixels; i += THREADS >> log) {
-      const Pixel pixel = s.pixels[i];
-      const bool valid = wanted && ((last - pixel.place) & GUARD) == GUARD;
-      copy_piece(dys + i * p.dy_pitch, from + (uint64_t)pixel.number * p.y.c, valid, p.vector_y, c, p.y.c);
+    const uint32_t first = threadIdx.x >> log, step = THREADS >> log, bytes = p.y.c * sizeof(T);
+    const unsigned char *const from = reinterpret_cast<const unsigned char *>(dy + o.y + c);
+    unsigned char *to = s.stages + at + p.dy_at + first * p.dy_pitch + piece * 16;
+    // Without its guards a limit holds nothing.
+    const uint32_t last = c < block.channel_end ? o.last : NOWHERE;
+    if (p.vector_y) {
+#pragma unroll 4
+      for (uint32_t i = first; i < p.pixels; i += step, to += step * p.dy_pitch) {
+        const uint2 pixel = *reinterpret_cast<const uint2 *>(s.pixels + i);
+        gpu::cp_async16(to, from + (uint64_t)pixel.x * bytes, ((last - pixel.y) & GUARD) == GUARD);
+      }
+    } else {
+#pragma unroll 1
+      for (uint32_t i = first; i < p.pixels; i += step, to += step * p.dy_pitch) {
+        const uint2 pixel = *reinterpret_cast<const uint2 *>(s.pixels + i);
+        copy_elements<T>(to, from + (uint64_t)pixel.x * bytes, ((last - pixel.y) & GUARD) == GUARD, p.y.c - c);
+      }
     }
   }
   const uint32_t log = p.log_windows, window = threadIdx.x & ((1u << log) - 1), c = (block.window + window) * 8;
   if (window < p.windows) {
-    const uint32_t area = p.patch_rows * p.patch_cols, extra = p.image_pitch - area * p.pitch;
-    const T *const from = x + o.x + c;
-    const uint32_t total = p.images * area;
-    const bool wanted = c < block.c_end;
+    const uint32_t first = threadIdx.x >> log, step = THREADS >> log, bytes = p.x.c * sizeof(T);
+    const uint32_t total = p.images * p.patch_rows * p.patch_cols;
+    const unsigned char *const from = reinterpret_cast<const unsigned char *>(x + o.x + c);
+    unsigned char *const to = s.stages + at + window * 16;
+    const uint32_t low = o.low, high = c < block.c_end ? o.high : NOWHERE;
+    if (p.vector_x) {
 #pragma unroll 2
-    for (uint32_t i = threadIdx.x >> log; i < total; i += THREADS >> log) {
-      const Pixel pixel = s.patch[i];
-      copy_piece(to + i * p.pitch + (pixel.place >> 20) * extra + window * 16, from + (uint64_t)pixel.number * p.x.c,
-                 wanted && inside(o, pixel.place), p.vector_x, c, p.x.c);
+      for (uint32_t i = first; i < total; i += step) {
+        const Pixel pixel = pixel_at(s.patch + i);
+        gpu::cp_async16(to + pixel.at, from + (uint64_t)pixel.number * bytes, inside(low, high, pixel.place));
+      }
+    } else {
+#pragma unroll 1
+      for (uint32_t i = first; i < total; i += step) {
+        const Pixel pixel = pixel_at(s.patch + i);
+        copy_elements<T>(to + pixel.at, from + (uint64_t)pixel.number * bytes, inside(low, high, pixel.place), p.x.c - c);
+      }
     }
   }
   // Where the product finds the tile's pixels.
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < p.pixels; i += THREADS) {
-    const uint32_t place = s.pixels[i].place, image = place >> 20, row = place >> 10 & 511, col = place & 511;
-    const uint32_t at = image * p.image_pitch + row * p.step * p.row_pitch + col * p.step * p.pitch;
+    const Pixel pixel = pixel_at(s.pixels + i);
     if constexpr (SKIP) {
-      s.starts[stage * p.pixels + i] = at + (uint32_t)o.shift;
-      if (i % 16 == 0) s.masks[stage * (p.pixels / 16) + i / 16] = s.slots[(o.row + row) * p.y.w + col];
+      s.starts[stage * p.pixels + i] = at + pixel.at + (uint32_t)o.shift;
+      if (i % 16 == 0) s.masks[(stage * p.pixels + i) / 16] = s.slots[o.row * p.y.w + pixel.in_image];
     } else {
-      const bool valid = ((o.last - place) & GUARD) == GUARD;
-      s.starts[stage * p.pixels + i] = valid ? 2 * at + 1 : 2 * (uint32_t)(s.zero - to);
+      const bool valid = ((o.last - pixel.place) & GUARD) == GUARD;
+      s.starts[stage * p.pixels + i] = valid ? 2 * (at + pixel.at) + 1 : 2 * p.stages;
     }
   }
 }
@@ -347,12 +372,10 @@ __device__ __forceinline__ void add_noise_at(const Shared &s, uint32_t stage, co
                                              const WeightGrad &p, const Block &block, const Row *rows,
                                              const Draw &draw) {
   const uint32_t window = threadIdx.x & ((1u << p.log_windows) - 1), c = (block.window + window) * 8;
-  const Pixel pixel = s.patch[i];
-  if (window >= p.windows || c >= block.c_end || !inside(o, pixel.place)) return;
-  const uint32_t image = pixel.place >> 20, extra = p.image_pitch - p.patch_rows * p.patch_cols * p.pitch;
-  const uint32_t number = o.first + pixel.number - image * p.x.h * p.x.w;
-  add_noise<T, NOISE>(s.stages + stage * p.stage + i * p.pitch + image * extra + window * 16, draw,
-                      rows[o.image + image], number, c);
+  const Pixel pixel = pixel_at(s.patch + i);
+  if (window >= p.windows || c >= block.c_end || !inside(o.low, o.high, pixel.place)) return;
+  add_noise<T, NOISE>(s.stages + stage * p.stage + pixel.at + window * 16, draw, rows[o.image + (pixel.place >> 20)],
+                      o.first + pixel.in_image, c);
 }
 
 /// Adds the pieces of dy that this thread copied to its sums.
@@ -466,6 +489,7 @@ __device__ __forceinline__ void accumulate(float *dw, float *db, const T *dy, co
   }
   const uint32_t x_pixel = lane % 16, y_pixel = lane % 8 + lane / 16 * 8;
   const uint32_t y_offset = p.dy_at + y_pixel * p.dy_pitch + row * 128 + lane / 8 % 2 * 16;
+  const uint32_t y_step = parts * 16 * p.dy_pitch;
   const uint32_t patch_pixels = p.images * p.patch_rows * p.patch_cols;
   const bool sums_bias = p.bias && block.tap == 0 && block.window == (block.c_end - p.merged * p.group_in) / 8;
 
@@ -494,30 +518,31 @@ __device__ __forceinline__ void accumulate(float *dw, float *db, const T *dy, co
     // The next tile is here.
     if constexpr (NOISE != 0) gpu::cp_async_wait<1>();
 
-    unsigned char *const stage = s.stages + now * p.stage;
     const uint32_t steps = p.pixels / 16;
     uint32_t noisy = t + 1 < count ? threadIdx.x >> p.log_windows : patch_pixels;
     uint32_t step = part;
+    // Where this step's pixels lie is read during the step before.
+    const uint32_t *starts = s.starts + now * p.pixels + x_pixel;
+    uint32_t start = starts[min(step, steps - 1) * 16];
+    const unsigned char *y_from = s.stages + now * p.stage + y_offset + part * 16 * p.dy_pitch;
 #pragma unroll 1
     while (true) {
       if (step < steps) {
-        uint32_t start = s.starts[now * p.pixels + step * 16 + x_pixel], counts = 1;
-        if constexpr (!SKIP) {
-          counts = start & 1;
-          start >>= 1;
-        }
         const uint32_t mask = SKIP ? s.masks[now * steps + step] : 0;
-        const unsigned char *const from = stage + y_offset + step * 16 * p.dy_pitch;
+        uint32_t counts = start & 1;
+        if constexpr (!SKIP) start >>= 1;
         uint32_t a[ROWS][4];
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) gpu::ldmatrix<4, true>(a[i], from + i * 32);
+        for (int i = 0; i < ROWS; i++) gpu::ldmatrix<4, true>(a[i], y_from + i * 32);
+        y_from += y_step;
+        step += parts;
+        const uint32_t next_start = starts[min(step, steps - 1) * 16];
 #pragma unroll
         for (int j = 0; j < (SLOTS + 1) / 2; j++) {
           uint32_t b[4];
           // A slot on padding may lie before the patch: it is loaded from anywhere else, and not used.
           if constexpr (SKIP) counts = mask >> (2 * j + lane / 16) & 1;
-          const unsigned char *const piece = stage + (int32_t)(start + offsets[j] * counts);
-          gpu::ldmatrix<4, true>(b, SKIP && counts == 0 ? s.zero : piece);
+          gpu::ldmatrix<4, true>(b, SKIP && counts == 0 ? s.zero : s.stages + (int32_t)(start + offsets[j] * counts));
 #pragma unroll
           for (int h = 0; h < 2 && 2 * j + h < SLOTS; h++) {
             const uint32_t half[2] = {b[2 * h], b[2 * h + 1]};
@@ -527,7 +552,7 @@ __device__ __forceinline__ void accumulate(float *dw, float *db, const T *dy, co
             }
           }
         }
-        step += parts;
+        start = next_start;
       }
       if constexpr (NOISE != 0) {
         if (noisy < patch_pixels) {

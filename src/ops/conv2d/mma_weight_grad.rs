@@ -180,7 +180,7 @@ impl Cut {
             0
         };
         let bias = if layer.bias { 8 * THREADS * 4 } else { 0 };
-        let tables = pixels * 8 + patch * 8 + STAGES * (pixels * 4 + pixels / 16 * 4) + slots;
+        let tables = pixels * 16 + patch * 16 + STAGES * (pixels * 4 + pixels / 16 * 4) + slots;
         self.stages(tile) + FIXED + tables.next_multiple_of(16) + bias
     }
 }
