@@ -266,7 +266,7 @@ impl Layer {
             for rows in parts(self.y.h, PIXELS / cols) {
                 let patch_rows = (rows - 1) * step + self.tap_rows;
                 let patch_cols = (cols - 1) * step + self.k;
-                if patch_rows.max(patch_cols) * gap > MOST {
+                if (patch_rows.max(patch_cols) - 1) * gap > MOST {
                     continue;
                 }
                 let mut images = (PIXELS / (rows * cols)).min(self.y.n);
@@ -548,59 +548,4 @@ impl Plan {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const H100: Device = Device {
-        multiprocessors: 132,
-        shared: 227 << 10,
-    };
-
-    fn of(n: usize, size: usize, c_in: usize, c_out: usize, k: usize, groups: usize) -> Plan {
-        let conv = Conv2d {
-            stride: 1,
-            pad: k / 2,
-            groups,
-        };
-        let (x, w) = (
-            Shape::new(n, size, size, c_in),
-            Shape::new(c_out, k, k, c_in / groups),
-        );
-        let y = conv.output_shape("test", x, w).unwrap();
-        plan("test", DType::BF16, x, w, y, true, conv, H100)
-            .unwrap()
-            .expect("it fits")
-    }
-
-    #[test]
-    fn print() {
-        for (size, c_in, c_out) in [
-            (32, 3, 64),
-            (32, 64, 64),
-            (16, 64, 128),
-            (16, 128, 128),
-            (8, 128, 256),
-            (8, 256, 256),
-            (4, 256, 512),
-            (4, 512, 512),
-            (2, 512, 512),
-        ] {
-            let start = std::time::Instant::now();
-            let plan = of(128, size, c_in, c_out, 3, 1);
-            let took = start.elapsed();
-            println!(
-                "{size} {c_in} {c_out}: rows {} cols {} parts {} tile {}x{}x{} skip {} shared {} {:?} us {} {took:?}",
-                1 << plan.p.log_rows,
-                1 << plan.p.log_cols,
-                1 << plan.p.log_parts,
-                plan.p.images,
-                plan.p.rows,
-                plan.p.cols,
-                plan.skip,
-                plan.p.shared,
-                plan.work,
-                plan.work.clocks / 1755.0
-            );
-        }
-    }
-}
+mod tests;
