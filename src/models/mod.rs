@@ -338,7 +338,7 @@ impl Model {
         self.plan = plan;
     }
 
-    /// The network for evaluation alone, as it stands: batch norm becomes part of the convolutions'
+    /// The network for evaluation alone, as it stands now: batch norm becomes part of the convolutions'
     /// weights, and every block is one fused convolution. The same numbers as [`Model::forward`] in
     /// [`Mode::Eval`](nn::Mode::Eval), up to the rounding of those weights.
     ///

@@ -1,7 +1,9 @@
 //! Heads: flattening, global average, linear layers.
 
+use super::frozen::copied;
 use super::{Back, Entry, FrozenDense, Grads, Layer, Layout, Link, Param, Pass};
 use crate::error::Result;
+use crate::ops::conv2d::Constant;
 use crate::ops::{linear, pool2d, relu};
 use crate::tensor::{Shape, Tensor};
 
@@ -127,7 +129,8 @@ impl Layer for Dense {
     }
 
     fn freeze(&self) -> Result<Box<dyn Layer>> {
-        let (w, b) = (self.weight.value.clone(), self.bias.value.clone());
+        let w = Constant::new(copied(&self.weight.value)?);
+        let b = copied(&self.bias.value)?;
         Ok(Box::new(FrozenDense::new(w, b, self.activation)))
     }
 

@@ -1,11 +1,10 @@
 //! Layers for evaluation alone: batch norm is part of the weights, and a block is one fused convolution.
-//! They share what they need not change, and copy the rest: whoever freezes lets them go before weights
-//! or statistics change.
+//! They share nothing with the layers they were made of, and never change.
 
 use super::{Back, Block, ConvBlock, End, Entry, Gradients, Grads, Layer, Link, NoiseLayer, Pass};
 use crate::error::Result;
 use crate::ops::batch_norm::{self, Activation};
-use crate::ops::conv2d::{self, Conv2d};
+use crate::ops::conv2d::{self, Constant, Conv2d};
 use crate::ops::fused_conv2d::{self, Epilogue, Extras};
 use crate::ops::noise::Noise;
 use crate::ops::pool2d::Pool2d;
@@ -17,12 +16,19 @@ fn expect_input_only(grads: Grads) {
     assert!(grads == Grads::InputOnly, "frozen layers are not trained");
 }
 
+/// A tensor of its own: optimisers overwrite theirs in place.
+pub(super) fn copied(t: &Tensor) -> Result<Tensor> {
+    let mut copy = t.zeros_like()?;
+    copy.copy_from(t)?;
+    Ok(copy)
+}
+
 /// `pool(activation(conv(x + sigma z, w) + b + residual))`, a [`ConvBlock`]'s frozen form.
 pub struct FrozenBlock {
     noise: NoiseLayer,
     geometry: Conv2d,
-    /// With the batch norm's share.
-    w: Tensor,
+    /// With the batch norm's share; packed for the kernels once.
+    w: Constant,
     b: Option<Tensor>,
     activation: Activation,
     pool: Option<Pool2d>,
@@ -48,8 +54,9 @@ impl FrozenBlock {
                 let (w, b) = batch_norm::fold(w, b, affine, &norm.running)?;
                 (w, Some(b))
             }
-            None => (w.clone(), b.cloned()),
+            None => (copied(w)?, b.map(copied).transpose()?),
         };
+        let w = Constant::new(w);
         Ok(FrozenBlock {
             noise: block.noise,
             geometry: block.conv.geometry,
@@ -116,7 +123,7 @@ impl Layer for FrozenBlock {
         let saved = || -> Result<Saved> {
             Ok(Saved {
                 x_shape: x.shape(),
-                v_shape: geometry.output_shape("nn", x.shape(), w.shape())?,
+                v_shape: geometry.output_shape("nn", x.shape(), w.tensor().shape())?,
                 residual: link.residual.is_some(),
                 extras,
             })
@@ -138,7 +145,7 @@ impl Layer for FrozenBlock {
 
 /// A [`Dense`](super::Dense) layer's frozen form.
 pub struct FrozenDense {
-    w: Tensor,
+    w: Constant,
     b: Tensor,
     /// `Some(cap)` puts a ReLU behind the layer.
     activation: Option<Option<f64>>,
@@ -147,7 +154,7 @@ pub struct FrozenDense {
 
 impl FrozenDense {
     /// `w` is `[out, 1, 1, in]`.
-    pub fn new(w: Tensor, b: Tensor, activation: Option<Option<f64>>) -> Self {
+    pub fn new(w: Constant, b: Tensor, activation: Option<Option<f64>>) -> Self {
         FrozenDense {
             w,
             b,

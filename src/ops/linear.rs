@@ -4,7 +4,7 @@
 //! how it is computed: each element is one sum in the order of the inputs, so that a row of the
 //! result does not depend on the batch around it.
 
-use super::conv2d::{self, Conv2d};
+use super::conv2d::{self, Conv2d, Weights};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -28,8 +28,9 @@ fn expect_rows(op: &'static str, arg: &'static str, shape: Shape) -> Result<()> 
 }
 
 /// x `[n, 1, 1, in]`, w `[out, 1, 1, in]`, b `[1, 1, 1, out]`, y `[n, 1, 1, out]`.
-pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+pub fn forward<'w>(x: &Tensor, w: impl Into<Weights<'w>>, b: Option<&Tensor>) -> Result<Tensor> {
     const OP: &str = "linear::forward";
+    let w = w.into();
     expect_rows(OP, "x", x.shape())?;
     expect_rows(OP, "w", w.shape())?;
     w.expect(OP, "w", w.shape().with_c(x.shape().c), x.kind().master())?;
@@ -37,8 +38,9 @@ pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
 }
 
 /// Gradient in `x`: `dx = dy w`.
-pub fn input_grad(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+pub fn input_grad<'w>(dy: &Tensor, w: impl Into<Weights<'w>>) -> Result<Tensor> {
     const OP: &str = "linear::input_grad";
+    let w = w.into();
     expect_rows(OP, "dy", dy.shape())?;
     expect_rows(OP, "w", w.shape())?;
     conv2d::input_grad_of(OP, dy, w, dy.shape().with_c(w.shape().c), CONV)

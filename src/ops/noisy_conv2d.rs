@@ -19,7 +19,7 @@ pub fn forward(
 ) -> Result<Tensor> {
     const OP: &str = "noisy_conv2d::forward";
     noise::check_shape(OP, noise, x.shape())?;
-    conv2d::forward_noisy(OP, x, Some(noise), w, b, conv)
+    conv2d::forward_noisy(OP, x, Some(noise), w.into(), b, conv)
 }
 
 /// Adds the gradients in `w` and `b`; draws the forward pass's noise again.

@@ -201,3 +201,41 @@ fn training_does_without_the_images_gradient() {
     };
     assert!(launches(false) < launches(true));
 }
+
+/// Weights are packed once for all passes; and what trains the network leaves the frozen one alone.
+#[test]
+fn a_frozen_network_stays_what_it_is() {
+    once(|_| {
+        let gpu = open_pooled();
+        let mut model = lively();
+        let device = Device::Gpu(gpu.clone());
+        model.to(&device, DType::BF16).unwrap();
+        let x = images(model.config().input, 2, 9).to_gpu(&gpu).unwrap();
+        let pass = Pass {
+            mode: Mode::Eval,
+            noise: Some(Key::consecutive(1, Purpose::Eval, 5, 2, 2)),
+            record: true,
+        };
+        let mut frozen = model.freeze().unwrap();
+        let mut launches = Vec::new();
+        let mut run = || {
+            emulator().map(|e| e.take_stats());
+            let z = frozen.forward(x.clone(), &pass).unwrap();
+            let dx = frozen.backward(z.clone()).unwrap();
+            gpu.synchronize().unwrap();
+            launches.extend(emulator().map(|e| e.take_stats().launches));
+            [z.to_cpu().unwrap(), dx.to_cpu().unwrap()]
+        };
+        let first = run();
+        let second = run();
+        trained(&mut model, &device, DType::BF16, 1).unwrap();
+        let third = run();
+        assert_same(&first, &second, "again");
+        assert_same(&first, &third, "after training");
+        if let [first, second, third] = launches[..] {
+            // Four convolutions and two linear layers, forward and backward, as far as tensor cores take them.
+            assert!(second + 8 <= first, "{launches:?}");
+            assert_eq!(second, third);
+        }
+    });
+}

@@ -5,7 +5,7 @@
 
 use super::mma::{self, Demands, Operands};
 use super::model::Card;
-use super::{Conv2d, mma_weight_grad, plan, wgmma};
+use super::{Conv2d, Weights, mma_weight_grad, plan, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
@@ -62,7 +62,7 @@ pub(super) fn forward(
     gpu: &Gpu,
     x: &Tensor,
     noise: Option<&Noise>,
-    w: &Tensor,
+    w: Weights<'_>,
     b: Option<&Tensor>,
     y_shape: Shape,
     conv: Conv2d,
@@ -82,7 +82,7 @@ pub(super) fn forward(
         noise.mode != 0,
     )?;
     if let Some(plan) = plan {
-        let packed = mma::packed(gpu, &plan, w.ptr())?;
+        let packed = mma::packed(gpu, &plan, w)?;
         let operands = Operands::plain(y.ptr_mut()?, x.ptr(), b.map(Tensor::ptr));
         let none = Fused::new(gpu, None, y_shape)?;
         plan.launch(gpu, &packed, &operands, plan.store(), &noise, &none)?;
@@ -111,7 +111,7 @@ pub(super) fn input_grad(
     op: &'static str,
     gpu: &Gpu,
     dy: &Tensor,
-    w: &Tensor,
+    w: Weights<'_>,
     x_shape: Shape,
     conv: Conv2d,
 ) -> Result<Tensor> {
@@ -129,7 +129,7 @@ pub(super) fn input_grad(
         false,
     )?;
     if let Some(plan) = plan {
-        let packed = mma::packed(gpu, &plan, w.ptr())?;
+        let packed = mma::packed(gpu, &plan, w)?;
         let none = Fused::new(gpu, None, x_shape)?;
         let operands = Operands::plain(dx.ptr_mut()?, dy.ptr(), None);
         plan.launch(gpu, &packed, &operands, plan.store(), &none, &none)?;

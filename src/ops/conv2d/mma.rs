@@ -4,9 +4,11 @@
 //! Whether a convolution runs here depends on its shape without the batch, so that a row has the same
 //! bits in any batch; the tile depends on everything and changes no result.
 
+use std::sync::Arc;
+
 use super::model::{Block, Card, Times};
 use super::plan::{dims, magic, parts, size};
-use super::{Conv2d, wgmma};
+use super::{Conv2d, Weights, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::{Epilogue, Gemm, Packing, Tile};
 use crate::gpu::kernels::{conv2d_mma as kernels, pack};
@@ -529,14 +531,16 @@ pub(in crate::ops) fn plan(
 }
 
 /// Weights in the order in which a plan reads them. They serve any batch.
-pub(in crate::ops) fn packed(gpu: &Gpu, plan: &Plan, w: Ptr) -> Result<Buffer<u8>> {
+pub(in crate::ops) fn packed(gpu: &Gpu, plan: &Plan, w: Weights<'_>) -> Result<Arc<Buffer<u8>>> {
     let p = plan.packing;
-    let pieces = p.supergroups as usize * p.slabs as usize * p.rows as usize * 4;
-    let mut packed = gpu.alloc::<u8>(pieces * 16)?;
-    let to = packed.ptr_mut().with_elem(plan.dtype.elem());
-    let grid = [launch_blocks("conv2d", pieces, 256)?, 1, 1];
-    pack::pack_weights(gpu, plan.dtype, grid, 0, to, w, p)?;
-    Ok(packed)
+    w.form(gpu, &p, plan.dtype, || {
+        let pieces = p.supergroups as usize * p.slabs as usize * p.rows as usize * 4;
+        let mut packed = gpu.alloc::<u8>(pieces * 16)?;
+        let to = packed.ptr_mut().with_elem(plan.dtype.elem());
+        let grid = [launch_blocks("conv2d", pieces, 256)?, 1, 1];
+        pack::pack_weights(gpu, plan.dtype, grid, 0, to, w.ptr(), p)?;
+        Ok(packed)
+    })
 }
 
 /// What a launch reads and writes; null is nothing.

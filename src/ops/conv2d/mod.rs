@@ -22,6 +22,7 @@ mod plan;
 pub mod predict;
 pub mod tune;
 mod weight_grad;
+mod weights;
 mod wgmma;
 
 use super::isa::Isa;
@@ -29,6 +30,8 @@ use super::noise::Noise;
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
+
+pub use weights::{Constant, Weights};
 
 /// Geometry of a convolution; the kernel's size is the weight's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,19 +114,24 @@ impl Conv2d {
 /// `y = conv(x, w) + b`. x `[n, h, w, c_in]`, w `[c_out, k, k, c_in / groups]`,
 /// b `[1, 1, 1, c_out]`, y `[n, oh, ow, c_out]`, `oh = (h + 2 pad - k) / stride + 1`.
 pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
-    forward_noisy("conv2d::forward", x, None, w, b, conv)
+    forward_noisy("conv2d::forward", x, None, w.into(), b, conv)
 }
 
 /// Gradient in `x`, of shape `x_shape`.
-pub fn input_grad(dy: &Tensor, w: &Tensor, x_shape: Shape, conv: Conv2d) -> Result<Tensor> {
-    input_grad_of("conv2d::input_grad", dy, w, x_shape, conv)
+pub fn input_grad<'w>(
+    dy: &Tensor,
+    w: impl Into<Weights<'w>>,
+    x_shape: Shape,
+    conv: Conv2d,
+) -> Result<Tensor> {
+    input_grad_of("conv2d::input_grad", dy, w.into(), x_shape, conv)
 }
 
 /// [`input_grad`]; `op` is the name errors carry.
 pub(super) fn input_grad_of(
     op: &'static str,
     dy: &Tensor,
-    w: &Tensor,
+    w: Weights<'_>,
     x_shape: Shape,
     conv: Conv2d,
 ) -> Result<Tensor> {
@@ -162,7 +170,7 @@ pub(super) fn forward_noisy(
     op: &'static str,
     x: &Tensor,
     noise: Option<&Noise>,
-    w: &Tensor,
+    w: Weights<'_>,
     b: Option<&Tensor>,
     conv: Conv2d,
 ) -> Result<Tensor> {

@@ -85,7 +85,7 @@ fn each(gpu: &Gpu, launch: &Launch, effort: Effort) -> Result<Vec<Measurement>> 
         match (launch.pass, &noise) {
             (Pass::InputGrad, _) => input_grad(input, &w, x, launch.conv).map(drop),
             (_, Some(noise)) => {
-                forward_noisy("conv2d::tune", input, Some(noise), &w, None, launch.conv).map(drop)
+                forward_noisy("conv2d::tune", input, Some(noise), (&w).into(), None, launch.conv).map(drop)
             }
             (_, None) => forward(input, &w, None, launch.conv).map(drop),
         }

@@ -8,7 +8,7 @@ use crate::ops::apply::gpu::{Passed, fuses, passed};
 use crate::ops::batch_norm::{self, Activation, Partials, gpu::Vectors, gpu::bounds};
 use crate::ops::conv2d::gpu::tensor_cores;
 use crate::ops::conv2d::mma::{self, Operands, Plan};
-use crate::ops::conv2d::{self, Conv2d};
+use crate::ops::conv2d::{self, Conv2d, Weights};
 use crate::ops::noise::Noise;
 use crate::ops::noise::gpu::Fused;
 use crate::ops::pool2d::{self, Argmax};
@@ -22,7 +22,7 @@ pub(super) fn forward(
     gpu: &Gpu,
     x: &Tensor,
     noise: Option<&Noise>,
-    w: &Tensor,
+    w: Weights<'_>,
     b: Option<&Tensor>,
     (v_shape, y_shape): (Shape, Shape),
     conv: Conv2d,
@@ -64,7 +64,7 @@ fn on_tensor_cores(
     plan: &Plan,
     x: &Tensor,
     noise: Option<&Noise>,
-    w: &Tensor,
+    w: Weights<'_>,
     b: Option<&Tensor>,
     (v_shape, y_shape): (Shape, Shape),
     epilogue: &Epilogue<'_>,
@@ -106,7 +106,7 @@ fn on_tensor_cores(
         ..plan.store()
     };
     let noise = Fused::new(gpu, noise, x.shape())?;
-    let packed = mma::packed(gpu, plan, w.ptr())?;
+    let packed = mma::packed(gpu, plan, w)?;
     plan.launch(gpu, &packed, &operands, behind, &noise, &next)?;
     let statistics =
         statistics.map(|(partial, counts)| Partials::on_device(v_shape, partial, counts));

@@ -21,7 +21,7 @@
 mod gpu;
 
 use super::batch_norm::{self, Activation, Partials};
-use super::conv2d::{self, Conv2d};
+use super::conv2d::{self, Conv2d, Weights};
 use super::noise::{self, Noise};
 use super::pool2d::{self, Argmax, Pool2d};
 use super::relu::{self, Mask};
@@ -94,15 +94,16 @@ impl Epilogue<'_> {
 /// pooled if asked for; `noise` is what is added to `x`.
 ///
 /// Errors: what the single ops refuse.
-pub fn forward(
+pub fn forward<'w>(
     x: &Tensor,
     noise: Option<&Noise>,
-    w: &Tensor,
+    w: impl Into<Weights<'w>>,
     b: Option<&Tensor>,
     conv: Conv2d,
     epilogue: &Epilogue<'_>,
 ) -> Result<(Tensor, Extras)> {
     const OP: &str = "fused_conv2d::forward";
+    let w = w.into();
     let v_shape = conv.output_shape(OP, x.shape(), w.shape())?;
     w.expect(OP, "w", w.shape(), x.kind().master())?;
     if let Some(b) = b {
