@@ -44,7 +44,8 @@ fn every_blocking_that_fits_is_measured() {
         for (launch, operation) in cases {
             let found = measure(gpu, &launch, ONCE).unwrap();
             let numbers: Vec<u32> = found.iter().map(|m| m.blocking).collect();
-            assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6], "{operation}");
+            // The last one takes images in sixteens of at most 4 pixels.
+            assert_eq!(numbers, [0, 1, 2, 3, 4, 5], "{operation}");
             for m in &found {
                 assert_eq!((m.operation.as_str(), m.n), (operation, 17));
                 assert_eq!(m.device, gpu.properties().name);
