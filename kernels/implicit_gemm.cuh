@@ -222,6 +222,14 @@ __device__ __forceinline__ void copy_window(unsigned char *to, const T *x, Sourc
   }
 }
 
+/// Channels `first` and up of eight are 0 again.
+template <class T>
+__device__ __forceinline__ void zero_from(T *at, uint32_t first) {
+#pragma unroll
+  for (uint32_t i = 0; i < 8; i++)
+    if (i >= first) at[i] = gpu::from_f32<T>(0.0f);
+}
+
 /// Adds noise to channels `c .. c + 8` of a pixel in shared memory, those below `limit`, and rounds to T.
 template <class T>
 __device__ __forceinline__ void add_noise(unsigned char *to, const Draw &draw, bool precise, Row row, uint32_t pixel,
@@ -241,11 +249,12 @@ __device__ __forceinline__ void add_noise(unsigned char *to, const Draw &draw, b
     for (int j = 0; j < N; j += 2) {
       T two[2];
       gpu::pack2(two, fmaf(draw.sigma, z[i + j], gpu::to_f32(v.v[j])), fmaf(draw.sigma, z[i + j + 1], gpu::to_f32(v.v[j + 1])));
-      if (c + i + j < limit) v.v[j] = two[0];
-      if (c + i + j + 1 < limit) v.v[j + 1] = two[1];
+      v.v[j] = two[0], v.v[j + 1] = two[1];
     }
     gpu::store_vec(at + i, v);
   }
+  // What lies behind the limit was 0. A test for each channel above would cost all windows what only the last needs.
+  if (limit - c < 8) zero_from(at, limit - c);
 }
 
 /// Copies `COLS` rows of a slab of weights, which are zero from `rows` on.

@@ -544,6 +544,7 @@ fn every_command_has_help_and_commands_with_results_have_examples() {
         &["noise"],
         &["gradcheck"],
         &["devices"],
+        &["bench"],
         &["demo"],
     ] {
         let output = run(&[command, &["--help"]].concat());
@@ -585,4 +586,58 @@ fn the_demo_writes_a_report() {
             .iter()
             .all(|s| !s.contains("NaN") && !s.contains("inf"))
     );
+}
+
+#[test]
+fn the_model_needs_no_gpu_and_its_parts_fit_together() {
+    let found = json(&["bench", "--model", "--network", "small", "--json"]);
+    let cards = found["cards"].as_array().unwrap();
+    // Four cards, two batches.
+    assert_eq!(cards.len(), 8);
+    for card in cards {
+        let layers = card["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 6 * 3);
+        for layer in layers.iter().filter(|l| !l["kernel"].is_null()) {
+            let of = |name: &str| layer[name].as_f64().unwrap();
+            let all = of("microseconds");
+            for pipe in ["tensor", "issue", "mufu", "shared", "l2", "hbm"] {
+                assert!((0.0..=all * 1.0001).contains(&of(pipe)), "{layer}");
+            }
+            assert!(layer["bound"].is_string());
+        }
+        let forward: f64 = layers
+            .iter()
+            .filter(|l| l["pass"] == "forward")
+            .map(|l| l["microseconds"].as_f64().unwrap())
+            .sum();
+        let total = card["totals"][0]["microseconds"].as_f64().unwrap();
+        assert!((forward..1.2 * forward + 10.0).contains(&total), "{card}");
+    }
+}
+
+#[test]
+fn bench_refuses_what_it_cannot_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("broken.csv");
+    std::fs::write(&broken, "device,operation\nH100,forward\n").unwrap();
+    let broken = broken.to_str().unwrap();
+    refused(&["bench"], 2, "--model");
+    refused(
+        &["bench", "--model", "--card", "H9000"],
+        2,
+        "H200, H100, A100, RTX 4090",
+    );
+    refused(&["bench", "--model", "--dtype", "f32"], 2, "bf16 or f16");
+    refused(
+        &["bench", "--model", "--network", "linear"],
+        1,
+        "--network: expected one of",
+    );
+    refused(
+        &["bench", "--tune", "--device", "cpu"],
+        1,
+        "--tune needs a GPU",
+    );
+    let tuned = ["bench", "--tune", "--device", "cpu", "--tuning", broken];
+    refused(&tuned, 1, "the first line");
 }

@@ -4,6 +4,7 @@
 //! `cargo bench --bench gpu -- TEXT` runs the cases whose name contains TEXT;
 //! `NOISEFORGE_BENCH_CSV=FILE` also writes the table as CSV. Without a GPU it says so and ends.
 
+mod layers;
 mod ops;
 mod steps;
 
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 use criterion::{Criterion, Throughput};
 use noiseforge::gpu::{Gpu, Timer};
 use noiseforge::ops::batch_norm::{self, Activation, Running};
+use noiseforge::ops::conv2d::model::Card;
 use noiseforge::ops::conv2d::{self, Conv2d};
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
 use noiseforge::ops::pool2d::{self, Pool2d};
@@ -42,6 +44,9 @@ struct Line {
     name: String,
     work: Work,
     seconds: f64,
+    /// What the model says it takes, and what the tensor cores could do at most, in operations a second.
+    model: Option<f64>,
+    peak: Option<f64>,
 }
 
 /// Runs cases through criterion and keeps the medians.
@@ -62,7 +67,29 @@ impl Bench {
 
     /// `call` must not wait for the device. Criterion chooses how often it is repeated between two
     /// events, so that launches overlap as they do in a network.
-    fn case(&self, name: &str, work: Work, mut call: impl FnMut() -> Result<()>) -> Result<()> {
+    fn case(&self, name: &str, work: Work, call: impl FnMut() -> Result<()>) -> Result<()> {
+        self.timed(name, work, (None, None), call)
+    }
+
+    /// The same for what runs on tensor cores, beside the model's seconds.
+    fn modelled(
+        &self,
+        name: &str,
+        work: Work,
+        model: Option<f64>,
+        call: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let peak = Card::of(self.gpu.properties()).peak();
+        self.timed(name, work, (model, Some(peak)), call)
+    }
+
+    fn timed(
+        &self,
+        name: &str,
+        work: Work,
+        (model, peak): (Option<f64>, Option<f64>),
+        mut call: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
         if !self.wanted(name) {
             return Ok(());
         }
@@ -92,6 +119,8 @@ impl Bench {
                 name: name.to_string(),
                 work,
                 seconds,
+                model,
+                peak,
             });
             self.save()?;
         }
@@ -114,7 +143,12 @@ impl Bench {
         let (unit, share) = line.unit_and_share(self.copy());
         let (us, rate) = (line.seconds * 1e6, line.rate());
         let mut csv = csv.borrow_mut();
-        writeln!(csv, "\"{}\",{us:.3},{rate:.4},{unit},{share}", line.name)?;
+        let (peak, model) = (line.share_of_peak(), line.model_us());
+        writeln!(
+            csv,
+            "\"{}\",{us:.3},{rate:.4},{unit},{share},{peak},{model}",
+            line.name
+        )?;
         Ok(())
     }
 
@@ -227,48 +261,48 @@ fn convolutions(b: &Bench) -> Result<()> {
         pad: 1,
         groups: 1,
     };
-    for dtype in [DType::F32, DType::BF16] {
-        for (c_in, c_out, size) in [
-            (3, 64, 32),
-            (64, 64, 32),
-            (128, 128, 16),
-            (256, 256, 8),
-            (512, 512, 4),
-            (512, 512, 2),
-        ] {
-            let x_shape = Shape::new(BATCH, size, size, c_in);
-            let x = b.values(x_shape, dtype, 1)?;
-            let w = b.values(Shape::new(c_out, 3, 3, c_in), DType::F32, 2)?;
-            let dy = b.values(x_shape.with_c(c_out), dtype, 3)?;
-            let mut dw = w.zeros_like()?;
-            let noise = noise_of(BATCH, Normals::Fast);
-            let flops = Work::Flops(2 * dy.shape().len() * 9 * c_in);
-            let name = |what: &str| format!("{what} {c_in}>{c_out} {size}x{size} {dtype}");
-            b.case(&name("conv"), flops, || {
-                conv2d::forward(&x, &w, None, conv)?;
-                Ok(())
-            })?;
-            b.case(&name("noise then conv"), flops, || {
-                conv2d::forward(&noise::forward(&x, &noise)?, &w, None, conv)?;
-                Ok(())
-            })?;
-            b.case(&name("noisy conv"), flops, || {
-                noisy_conv2d::forward(&x, &noise, &w, None, conv)?;
-                Ok(())
-            })?;
-            b.case(&name("conv input grad"), flops, || {
-                conv2d::input_grad(&dy, &w, x_shape, conv)?;
-                Ok(())
-            })?;
-            b.case(&name("conv weight grad"), flops, || {
-                Ok(conv2d::weight_grad(&dy, &x, &mut dw, None, conv)?)
-            })?;
-            b.case(&name("noisy conv weight grad"), flops, || {
-                Ok(noisy_conv2d::weight_grad(
-                    &dy, &x, &noise, &mut dw, None, conv,
-                )?)
-            })?;
-        }
+    // 16-bit types are in layers.rs.
+    let dtype = DType::F32;
+    for (c_in, c_out, size) in [
+        (3, 64, 32),
+        (64, 64, 32),
+        (128, 128, 16),
+        (256, 256, 8),
+        (512, 512, 4),
+        (512, 512, 2),
+    ] {
+        let x_shape = Shape::new(BATCH, size, size, c_in);
+        let x = b.values(x_shape, dtype, 1)?;
+        let w = b.values(Shape::new(c_out, 3, 3, c_in), DType::F32, 2)?;
+        let dy = b.values(x_shape.with_c(c_out), dtype, 3)?;
+        let mut dw = w.zeros_like()?;
+        let noise = noise_of(BATCH, Normals::Fast);
+        let flops = Work::Flops(2 * dy.shape().len() * 9 * c_in);
+        let name = |what: &str| format!("{what} {c_in}>{c_out} {size}x{size} {dtype}");
+        b.case(&name("conv"), flops, || {
+            conv2d::forward(&x, &w, None, conv)?;
+            Ok(())
+        })?;
+        b.case(&name("noise then conv"), flops, || {
+            conv2d::forward(&noise::forward(&x, &noise)?, &w, None, conv)?;
+            Ok(())
+        })?;
+        b.case(&name("noisy conv"), flops, || {
+            noisy_conv2d::forward(&x, &noise, &w, None, conv)?;
+            Ok(())
+        })?;
+        b.case(&name("conv input grad"), flops, || {
+            conv2d::input_grad(&dy, &w, x_shape, conv)?;
+            Ok(())
+        })?;
+        b.case(&name("conv weight grad"), flops, || {
+            Ok(conv2d::weight_grad(&dy, &x, &mut dw, None, conv)?)
+        })?;
+        b.case(&name("noisy conv weight grad"), flops, || {
+            Ok(noisy_conv2d::weight_grad(
+                &dy, &x, &noise, &mut dw, None, conv,
+            )?)
+        })?;
     }
     Ok(())
 }
@@ -280,6 +314,19 @@ impl Line {
             Work::Bytes(n) => n as f64 / self.seconds / 1e9,
             Work::Flops(n) => n as f64 / self.seconds / 1e12,
         }
+    }
+
+    /// Of what `mma.sync` does at most; nothing for what does not run on tensor cores.
+    fn share_of_peak(&self) -> String {
+        match (self.work, self.peak) {
+            (Work::Flops(n), Some(peak)) => format!("{:.2}", n as f64 / self.seconds / peak),
+            _ => String::new(),
+        }
+    }
+
+    fn model_us(&self) -> String {
+        self.model
+            .map_or(String::new(), |s| format!("{:.1}", s * 1e6))
     }
 
     /// The unit of the rate, and the share of the copy's where bytes bound both.
@@ -294,15 +341,17 @@ impl Line {
 
 fn report(b: &Bench) {
     println!(
-        "\n{:<44} {:>12} {:>10} {:>8} {:>9}",
-        "case", "us", "rate", "", "of copy"
+        "\n{:<52} {:>12} {:>10} {:>8} {:>9} {:>8} {:>10}",
+        "case", "us", "rate", "", "of copy", "of mma", "model us"
     );
     for line in b.lines.borrow().iter() {
         let (unit, share) = line.unit_and_share(b.copy());
         let (us, rate) = (line.seconds * 1e6, line.rate());
         println!(
-            "{:<44} {us:>12.2} {rate:>10.2} {unit:>8} {share:>9}",
-            line.name
+            "{:<52} {us:>12.2} {rate:>10.2} {unit:>8} {share:>9} {:>8} {:>10}",
+            line.name,
+            line.share_of_peak(),
+            line.model_us()
         );
     }
 }
@@ -326,7 +375,10 @@ fn main() -> Result<()> {
         Some(path) => {
             let mut file =
                 File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-            writeln!(file, "case,microseconds,rate,unit,share_of_copy")?;
+            writeln!(
+                file,
+                "case,microseconds,rate,unit,share_of_copy,share_of_mma,model_microseconds"
+            )?;
             Some(RefCell::new(file))
         }
         None => None,
@@ -342,6 +394,7 @@ fn main() -> Result<()> {
     ceilings(&bench)?;
     memory_bound(&bench)?;
     convolutions(&bench)?;
+    layers::all(&bench)?;
     ops::all(&bench, LARGE)?;
     steps::all(&bench)?;
     report(&bench);

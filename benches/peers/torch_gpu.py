@@ -24,6 +24,9 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 # c_in, c_out, size: of VGG16 for 32x32 images.
 BENCHED = [(3, 64, 32), (64, 64, 32), (128, 128, 16), (256, 256, 8), (512, 512, 4), (512, 512, 2)]
 LAYERS = BENCHED + [(64, 128, 16), (128, 256, 8), (256, 512, 4)]
+# c_in, c_out, size, kernel, groups: of ResNeXt29 2x64d.
+RESNEXT = [(64, 128, 32, 1, 1), (128, 128, 32, 3, 2), (128, 256, 32, 1, 1), (256, 256, 16, 3, 2), (512, 512, 8, 3, 2),
+           (512, 1024, 8, 1, 1)]
 WIDTHS = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"]
 GPU = "cuda"
 MOST_ROWS = 1 << 20
@@ -63,21 +66,23 @@ def noisy(x, sigma):
 # ---- ops -----------------------------------------------------------------------------------
 
 
-def conv_case(what, n, c_in, c_out, size, dtype):
+def conv_case(what, n, c_in, c_out, size, dtype, k=3, groups=1):
+    pad = k // 2
+
     def make():
         rows = min(n, MOST_ROWS)
         x = images(rows, c_in, size, dtype)
-        w = images(c_out, c_in, 3, dtype)
+        w = images(c_out, c_in // groups, k, dtype)
         dy = images(rows, c_out, size, dtype)
 
         def backward(mask):
             return torch.ops.aten.convolution_backward(
-                dy, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+                dy, x, w, None, [1, 1], [pad, pad], [1, 1], False, [0, 0], groups, mask
             )
 
         return {
-            "conv": lambda: F.conv2d(x, w, padding=1),
-            "noise then conv": lambda: F.conv2d(noisy(x, SIGMA_INNER), w, padding=1),
+            "conv": lambda: F.conv2d(x, w, padding=pad, groups=groups),
+            "noise then conv": lambda: F.conv2d(noisy(x, SIGMA_INNER), w, padding=pad, groups=groups),
             "conv input grad": lambda: backward([True, False, False]),
             "conv weight grad": lambda: backward([False, True, False]),
         }[what]
@@ -255,13 +260,19 @@ def cases():
     for what in ["training step", "forward"]:
         make = network_case(what, "bf16", BATCH, "reduce-overhead")
         add(f"vgg16 {what} bf16 compiled", make, "torch.compile, CUDA graphs")
+    every = ["conv", "noise then conv", "conv input grad", "conv weight grad"]
     for layer in BENCHED[1:]:
         c_in, c_out, size = layer
-        for what in ["conv", "conv input grad", "conv weight grad"]:
+        for what in every:
             make = conv_case(what, 1024, c_in, c_out, size, "bf16")
             add(f"{what} {c_in}>{c_out} {size}x{size} bf16 batch 1024", make)
+    for c_in, c_out, size, k, groups in RESNEXT:
+        tags = (f" k{k}" if k != 3 else "") + (f" g{groups}" if groups != 1 else "")
+        for what in every:
+            make = conv_case(what, 1024, c_in, c_out, size, "bf16", k, groups)
+            add(f"{what} {c_in}>{c_out} {size}x{size}{tags} bf16 batch 1024", make)
     for c_in, c_out, size in LAYERS[len(BENCHED) :]:
-        for what in ["conv", "conv input grad", "conv weight grad"]:
+        for what in every:
             add(f"{what} {c_in}>{c_out} {size}x{size} bf16", conv_case(what, BATCH, c_in, c_out, size, "bf16"))
     for c_in, c_out, size in BENCHED[1:4]:
         for what in ["conv", "conv input grad", "conv weight grad"]:

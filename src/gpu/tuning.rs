@@ -173,7 +173,10 @@ impl Tuning {
     pub fn add(&mut self, measurements: &[Measurement], device: &str) {
         let device = device.replace(',', " ");
         let mut anew: HashMap<_, HashMap<String, Batches>> = HashMap::new();
-        for m in measurements.iter().filter(|m| m.device == device) {
+        for m in measurements
+            .iter()
+            .filter(|m| m.device.replace(',', " ") == device)
+        {
             let key = (m.operation.clone(), m.dtype, m.sizes);
             let batches = anew.entry(key).or_default();
             let best = batches.entry(m.kernel.clone()).or_default();

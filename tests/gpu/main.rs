@@ -23,4 +23,5 @@ mod sgd;
 mod tanh_space;
 mod tensor;
 mod tensor_cores;
+mod tuning;
 mod wgmma;

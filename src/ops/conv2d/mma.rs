@@ -225,8 +225,9 @@ fn cuts(blocking: Blocking, problem: &Problem) -> Vec<Cut> {
     if blocking.by_position {
         let area = problem.rows * problem.cols;
         let images = blocking.rows / area.max(1);
-        let even = problem.rows % 2 == 0 && problem.cols % 2 == 0;
-        if !even || images == 0 || images % 16 != 0 || images * area != blocking.rows {
+        let even = problem.rows.is_multiple_of(2) && problem.cols.is_multiple_of(2);
+        let sixteens = images > 0 && images.is_multiple_of(16);
+        if !even || !sixteens || images * area != blocking.rows {
             return Vec::new();
         }
         return vec![Cut {

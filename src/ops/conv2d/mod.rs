@@ -11,6 +11,8 @@
 //! A row of the result does not depend on the other rows of the batch, bit for bit; nothing
 //! depends on the number of threads.
 
+#[cfg(test)]
+mod banks;
 mod direct;
 pub(in crate::ops) mod gpu;
 mod input_grad;

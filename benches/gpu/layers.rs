@@ -1,0 +1,158 @@
+//! The networks' convolutions on tensor cores, layer by layer: every pass, the noise inside and as an op of
+//! its own, and what the model says beside (`noiseforge bench --model`).
+
+use anyhow::Result;
+use noiseforge::models::{Arch, Config, Convolution};
+use noiseforge::ops::conv2d;
+use noiseforge::ops::conv2d::model::Card;
+use noiseforge::ops::conv2d::predict::{Launch, Pass};
+use noiseforge::ops::noise::{self, Normals};
+use noiseforge::ops::noisy_conv2d;
+use noiseforge::tensor::{DType, Device};
+use noiseforge::{Shape, Tensor};
+
+use super::{BATCH, Bench, Work, noise_of};
+
+const DTYPE: DType = DType::BF16;
+const LARGE_BATCH: usize = 1024;
+
+/// Layers of the large batch: the others are like one of them, and a visit to a GPU is short.
+const LARGE: [&str; 5] = [
+    "64>64 32x32",
+    "128>128 16x16",
+    "256>256 8x8",
+    "512>512 4x4",
+    "512>512 2x2",
+];
+const LARGE_RESNEXT: [&str; 6] = [
+    "64>128 32x32 k1",
+    "128>128 32x32 g2",
+    "128>256 32x32 k1",
+    "256>256 16x16 g2",
+    "512>512 8x8 g2",
+    "512>1024 8x8 k1",
+];
+
+/// As benches/peers/torch_gpu.py names them.
+fn name_of(layer: &Convolution) -> String {
+    let mut name = format!("{}>{} {}x{}", layer.x.c, layer.w.n, layer.x.h, layer.x.w);
+    let conv = layer.conv;
+    for (tag, value, usual) in [
+        ("k", layer.w.h, 3),
+        ("s", conv.stride, 1),
+        ("g", conv.groups, 1),
+    ] {
+        if value != usual {
+            name += &format!(" {tag}{value}");
+        }
+    }
+    name
+}
+
+/// Distinct convolutions of a network.
+fn distinct(arch: Arch) -> Result<Vec<(String, Convolution)>> {
+    let config = Config::new(arch, Shape::new(1, 32, 32, 3), 10);
+    let mut found: Vec<(String, Convolution)> = Vec::new();
+    for layer in config
+        .convolutions()?
+        .into_iter()
+        .filter(|layer| layer.norm)
+    {
+        let name = name_of(&layer);
+        if !found.iter().any(|(known, _)| *known == name) {
+            found.push((name, layer));
+        }
+    }
+    Ok(found)
+}
+
+pub fn all(b: &Bench) -> Result<()> {
+    for (name, layer) in distinct(Arch::Vgg16)? {
+        passes(b, &name, &layer, BATCH)?;
+        if LARGE.contains(&name.as_str()) {
+            passes(b, &name, &layer, LARGE_BATCH)?;
+        }
+    }
+    for (name, layer) in distinct(Arch::ResNeXt29)? {
+        if LARGE_RESNEXT.contains(&name.as_str()) {
+            passes(b, &name, &layer, LARGE_BATCH)?;
+        }
+    }
+    Ok(())
+}
+
+/// Normals, drawn where they are used: the host would take longer than all that is measured.
+fn random(b: &Bench, shape: Shape, dtype: DType) -> Result<Tensor> {
+    let device = Device::Gpu(b.gpu.clone());
+    let zeros = Tensor::full_on(&device, shape, dtype, 0.0)?;
+    Ok(noise::forward(&zeros, &noise_of(shape.n, Normals::Fast))?)
+}
+
+fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<()> {
+    let batch = if n == BATCH {
+        String::new()
+    } else {
+        format!(" batch {n}")
+    };
+    let name = |what: &str| format!("{what} {layer_name} {DTYPE}{batch}");
+    let whats = [
+        "conv",
+        "noise then conv",
+        "noisy conv",
+        "conv input grad",
+        "conv weight grad",
+        "noisy conv weight grad",
+    ];
+    if !whats.iter().any(|what| b.wanted(&name(what))) {
+        return Ok(());
+    }
+    let launch = |pass: Pass, noise: bool| Launch {
+        pass,
+        dtype: DTYPE,
+        x: layer.x.with_n(n),
+        w: layer.w,
+        conv: layer.conv,
+        pool: false,
+        residual: false,
+        noise,
+    };
+    let plain = launch(Pass::Forward, false);
+    let (card, tuning) = (Card::of(b.gpu.properties()), b.gpu.tuning());
+    let model = |launch: Launch| -> Result<Option<f64>> {
+        let prediction = launch.predict(&card, Some(&tuning), None)?;
+        Ok(prediction.map(|p| p.times.seconds()))
+    };
+    let work = Work::Flops(plain.operations()? as usize);
+    let (x_shape, conv) = (plain.x, layer.conv);
+    let x = random(b, x_shape, DTYPE)?;
+    let dy = random(b, plain.y()?, DTYPE)?;
+    let w = random(b, layer.w, DType::F32)?;
+    let mut dw = w.zeros_like()?;
+    let noise = noise_of(n, Normals::Fast);
+    b.modelled(&name("conv"), work, model(plain)?, || {
+        conv2d::forward(&x, &w, None, conv)?;
+        Ok(())
+    })?;
+    b.modelled(&name("noise then conv"), work, None, || {
+        conv2d::forward(&noise::forward(&x, &noise)?, &w, None, conv)?;
+        Ok(())
+    })?;
+    let noisy = model(launch(Pass::Forward, true))?;
+    b.modelled(&name("noisy conv"), work, noisy, || {
+        noisy_conv2d::forward(&x, &noise, &w, None, conv)?;
+        Ok(())
+    })?;
+    let grad = model(launch(Pass::InputGrad, false))?;
+    b.modelled(&name("conv input grad"), work, grad, || {
+        conv2d::input_grad(&dy, &w, x_shape, conv)?;
+        Ok(())
+    })?;
+    b.modelled(&name("conv weight grad"), work, None, || {
+        Ok(conv2d::weight_grad(&dy, &x, &mut dw, None, conv)?)
+    })?;
+    b.modelled(&name("noisy conv weight grad"), work, None, || {
+        Ok(noisy_conv2d::weight_grad(
+            &dy, &x, &noise, &mut dw, None, conv,
+        )?)
+    })
+}
