@@ -28,6 +28,7 @@ KERNEL(384, 1) conv2d_wgmma(T *y, const T *packed, const float *bias, const T *r
     }
     for (uint32_t i = 0; i < p.patches; i++) {
       gpu::mbar_init(&bar->patch_full[i], 1);
+      gpu::mbar_init(&bar->patch_noisy[i], halo::CONSUMERS / 32);
       gpu::mbar_init(&bar->patch_empty[i], halo::CONSUMERS / 32);
     }
     gpu::mbar_fence_init();

@@ -58,7 +58,8 @@ struct Turn {
 };
 
 struct Barriers {
-  uint64_t stage_full[MAX_STAGES], stage_empty[MAX_STAGES], patch_full[MAX_PATCHES], patch_empty[MAX_PATCHES];
+  uint64_t stage_full[MAX_STAGES], stage_empty[MAX_STAGES];
+  uint64_t patch_full[MAX_PATCHES], patch_noisy[MAX_PATCHES], patch_empty[MAX_PATCHES];
 };
 
 /// A tile: its first image, row and column, its group and its first output channel in the group.
@@ -135,6 +136,7 @@ struct Noisy {
     chunk = piece = 0;
   }
 
+  /// Goes on to the next chunk.
   template <int N>
   __device__ __forceinline__ void next(const Halo &p) {
     turn.next(p.patches);
@@ -146,10 +148,10 @@ struct Noisy {
     }
   }
 
-  /// Adds noise to up to `most` further pieces.
+  /// Adds noise to up to `most` further pieces; behind the last the warp has done its part of the patch.
   __device__ __forceinline__ void work(uint32_t most, unsigned char *patches, Barriers &bar, const Halo &p,
                                        const Row *rows, const Draw &draw, bool precise) {
-    if (tile >= p.tiles) return;
+    if (tile >= p.tiles || piece == p.pieces) return;
     if (piece == 0) gpu::mbar_wait(&bar.patch_full[turn.at], turn.parity);
     const uint32_t eight = threadIdx.x % 4, channel = chunk * CHUNK + eight * 8;
     const uint32_t end = min(piece + most, p.pieces);
@@ -181,6 +183,10 @@ struct Noisy {
         noisy.v[j + 1] = two[1];
       }
       gpu::store_vec(x, noisy);
+    }
+    if (piece == p.pieces) {
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[turn.at]);
     }
   }
 };

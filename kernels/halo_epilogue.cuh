@@ -134,7 +134,8 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
 #pragma unroll
     for (int mt = 0; mt < MT; mt++) {
       if (e.pool && mt % 2) continue;
-      const uint32_t down = e.pool ? mt / 2 : mt;
+      // Computed anew each time, for want of registers.
+      const uint32_t down = gpu::opaque(e.pool ? mt / 2 : mt), lane = gpu::opaque(threadIdx.x) % 32;
       // In registers.
       if (to.residual || to.mask || e.pool) {
         const Target half[2] = {mine.of(lane / 4), mine.of(lane / 4 + 8)};
@@ -258,6 +259,9 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const fl
     noisy.work(p.pieces, patches, bar, p, rows, draw, noise == 2);
   }
 
+  // One warpgroup begins LEAD steps before the other and stays ahead: one's products then run beside the other's epilogue.
+  constexpr uint32_t LEAD = K == 1 ? 1 : 2;
+  if (threadIdx.x >= CONSUMERS / 2) gpu::bar_sync(1, CONSUMERS);
   for (uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const Place place = locate<N>(tile, p);
     Pixels<MT> pixels;
@@ -271,42 +275,38 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const fl
 #pragma unroll
     for (int mt = 0; mt < MT; mt++) on[mt] = false;
     uint32_t last_stage = MAX_STAGES; // the one that products in flight may read
-    uint32_t v = 0;
-    const uint32_t steps = p.chunks * K;
-    for (uint32_t step = 0;; step++) {
-      // The patch of this chunk is here, and noisy; fragments of its first half are loaded below.
-      if (v == 0) {
-        if (noise) {
-          gpu::bar_sync(1, CONSUMERS);
-          noisy.template next<N>(p);
-        } else {
-          gpu::mbar_wait(&bar.patch_full[patch.at], patch.parity);
+#pragma unroll 1
+    for (uint32_t left = p.chunks; left > 0; left--) {
+      // The patch of this chunk is here, and noisy.
+      gpu::mbar_wait(noise ? &bar.patch_noisy[patch.at] : &bar.patch_full[patch.at], patch.parity);
+      if (noise) noisy.template next<N>(p);
+#pragma unroll 1
+      for (uint32_t v = 0; v < K; v++) {
+        const uint32_t skip =
+            K == 1 ? 0 : __shfl_sync(0xffffffffu, any && meets(col0, col1, v, p.pad, p.from.w) ? skip_rows : ALL, 0);
+        const unsigned char *const from = patches + patch.at * p.patch_bytes;
+        const uint64_t b = weights + stage.at * (K * N * SLAB_ROW >> 4);
+        gpu::wgmma_wait<1>();
+        fragments<FR>(a0, from, pixels.under, v, 0, skip, p);
+        gpu::mbar_wait(&bar.stage_full[stage.at], stage.parity);
+        multiply<T, K, MT, N>(acc, on, a0, b, skip);
+        gpu::wgmma_wait<1>();
+        if (last_stage != MAX_STAGES && first_lane) gpu::mbar_arrive(&bar.stage_empty[last_stage]);
+        last_stage = stage.at;
+        fragments<FR>(a1, from, pixels.under, v, 1, skip, p);
+        multiply<T, K, MT, N>(acc, on, a1, b + (32 >> 4), skip);
+        stage.next(p.stages);
+        if (v + 1 == K) {
+          // All of the patch is in registers.
+          if (noise) gpu::fence_proxy_async();
+          __syncwarp();
+          if (first_lane) gpu::mbar_arrive(&bar.patch_empty[patch.at]);
+          patch.next(p.patches);
         }
+        if (v + 1 == LEAD && left == p.chunks && tile == blockIdx.x && threadIdx.x < CONSUMERS / 2)
+          gpu::bar_arrive(1, CONSUMERS);
+        if (noise) noisy.work(p.pieces_step, patches, bar, p, rows, draw, noise == 2);
       }
-      const uint32_t skip =
-          K == 1 ? 0 : __shfl_sync(0xffffffffu, any && meets(col0, col1, v, p.pad, p.from.w) ? skip_rows : ALL, 0);
-      const unsigned char *const from = patches + patch.at * p.patch_bytes;
-      const uint64_t b = weights + stage.at * (K * N * SLAB_ROW >> 4);
-      gpu::wgmma_wait<1>();
-      fragments<FR>(a0, from, pixels.under, v, 0, skip, p);
-      gpu::mbar_wait(&bar.stage_full[stage.at], stage.parity);
-      multiply<T, K, MT, N>(acc, on, a0, b, skip);
-      gpu::wgmma_wait<1>();
-      if (last_stage != MAX_STAGES && first_lane) gpu::mbar_arrive(&bar.stage_empty[last_stage]);
-      last_stage = stage.at;
-      fragments<FR>(a1, from, pixels.under, v, 1, skip, p);
-      multiply<T, K, MT, N>(acc, on, a1, b + (32 >> 4), skip);
-      stage.next(p.stages);
-      if (++v == K) {
-        v = 0;
-        // All of the patch is in registers.
-        if (noise) gpu::fence_proxy_async();
-        __syncwarp();
-        if (first_lane) gpu::mbar_arrive(&bar.patch_empty[patch.at]);
-        patch.next(p.patches);
-      }
-      if (noise) noisy.work(p.pieces_step, patches, bar, p, rows, draw, noise == 2);
-      if (step + 1 == steps) break;
     }
     gpu::wgmma_wait<0>();
     if (first_lane) gpu::mbar_arrive(&bar.stage_empty[last_stage]);
