@@ -84,7 +84,7 @@ fn a_table_of_any_content_changes_no_bit() {
         for blocking in [0, 3, 5, 6, 7, u32::MAX] {
             let measurement = Measurement {
                 device: device.clone(),
-                operation: "forward".to_string(),
+                operation: "noisy forward".to_string(),
                 dtype: DType::BF16,
                 n: l.x.n,
                 sizes: l.sizes(),

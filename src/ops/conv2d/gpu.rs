@@ -25,7 +25,6 @@ pub(in crate::ops) fn tensor_cores(
     y: Shape,
     conv: Conv2d,
     pool: bool,
-    noise: bool,
 ) -> Result<Option<mma::Plan>> {
     let options = gpu.options();
     if dtype == DType::F32 && !options.tf32 {
@@ -34,7 +33,9 @@ pub(in crate::ops) fn tensor_cores(
     let tuning = gpu.tuning();
     let demands = Demands {
         pool,
-        noise,
+        // Whether there is noise or not: the bits of the statistics depend on the tiles, and must not on the
+        // place where noise is drawn.
+        noise: !grad,
         blocking: options.blocking,
         tuning: Some(&tuning),
         card: Card::of(gpu.properties()),
@@ -79,7 +80,6 @@ pub(super) fn forward(
         y_shape,
         conv,
         false,
-        noise.mode != 0,
     )?;
     if let Some(plan) = plan {
         let packed = mma::packed(gpu, &plan, w)?;
@@ -125,7 +125,6 @@ pub(super) fn input_grad(
         w.shape(),
         dy.shape(),
         conv,
-        false,
         false,
     )?;
     if let Some(plan) = plan {

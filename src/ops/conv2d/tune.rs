@@ -84,9 +84,15 @@ fn each(gpu: &Gpu, launch: &Launch, effort: Effort) -> Result<Vec<Measurement>> 
         let input = &inputs[turn % copies];
         match (launch.pass, &noise) {
             (Pass::InputGrad, _) => input_grad(input, &w, x, launch.conv).map(drop),
-            (_, Some(noise)) => {
-                forward_noisy("conv2d::tune", input, Some(noise), (&w).into(), None, launch.conv).map(drop)
-            }
+            (_, Some(noise)) => forward_noisy(
+                "conv2d::tune",
+                input,
+                Some(noise),
+                (&w).into(),
+                None,
+                launch.conv,
+            )
+            .map(drop),
             (_, None) => forward(input, &w, None, launch.conv).map(drop),
         }
     };

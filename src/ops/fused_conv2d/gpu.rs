@@ -44,7 +44,6 @@ pub(super) fn forward(
             v_shape,
             conv,
             pool,
-            noise.is_some_and(|noise| noise.sigma != 0.0),
         )?;
         if let Some(plan) = plan {
             return on_tensor_cores(gpu, &plan, x, noise, w, b, (v_shape, y_shape), epilogue);
