@@ -34,6 +34,7 @@ pub(in crate::ops) struct Device {
 
 /// What one block does, for models of its time.
 #[derive(Debug, Clone, Copy)]
+#[allow(dead_code, reason = "the launch needs only the splits and tiles")]
 pub(in crate::ops) struct Work {
     /// Blocks: pieces of dw by splits of the pixels.
     pub pieces: usize,
@@ -152,7 +153,7 @@ impl Cut {
         tile.patch_cols * pitch(self.windows)
     }
     fn image_pitch(&self, tile: &Tile) -> usize {
-        (tile.patch_rows * self.row_pitch(tile) / 16 | 1) * 16
+        pitch(tile.patch_rows * self.row_pitch(tile) / 16)
     }
     fn dy_pitch(&self) -> usize {
         pitch(8 << self.log_rows)
@@ -232,7 +233,7 @@ impl Layer {
         (0..4usize)
             .flat_map(move |log_rows| {
                 (0..4 - log_rows).map(move |log_cols| {
-                    let most = SLOTS / self.taps << log_cols;
+                    let most = (SLOTS / self.taps) << log_cols;
                     let window_blocks = self.windows.div_ceil(most);
                     let warp_windows = self.windows.div_ceil(window_blocks << log_cols);
                     Cut {

@@ -35,7 +35,7 @@ fn check(plan: &Plan, device: &Device) {
     assert!(p.taps * p.warp_windows <= SLOTS as u32);
     assert!(p.taps * p.tap_blocks >= p.k * p.k);
     assert!(p.windows <= p.warp_windows << p.log_cols && p.windows <= 1 << p.log_windows);
-    assert!(p.pixels % 16 == 0 && p.images * p.rows * p.cols <= p.pixels);
+    assert!(p.pixels.is_multiple_of(16) && p.images * p.rows * p.cols <= p.pixels);
     assert!(p.shared as usize <= device.shared && p.stages >= 3 * p.stage);
     for pitch in [p.pitch, p.image_pitch, p.dy_pitch] {
         assert!(
