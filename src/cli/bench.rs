@@ -229,7 +229,13 @@ fn layers(
                     let t = p.times;
                     let [images, rows, cols] = p.tile;
                     row.extend([
-                        format!("{}: {}x{}", p.blocking, p.rows, p.cols),
+                        format!(
+                            "{} {}: {}x{}",
+                            p.kernel.trim_start_matches("conv2d_"),
+                            p.blocking,
+                            p.rows,
+                            p.cols
+                        ),
                         format!("{images}x{rows}x{cols}"),
                         p.blocks.to_string(),
                         format!("{:.2}", t.waves),

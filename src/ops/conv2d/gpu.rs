@@ -46,7 +46,12 @@ pub(in crate::ops) fn tensor_cores(
     let problem = wgmma::Problem::new(gpu, dtype, grad, x, w, y, conv);
     let mma = |number| number < wgmma::FIRST_BLOCKING;
     if let Some(problem) = problem.filter(|_| !options.blocking.is_some_and(mma)) {
-        let cut = problem.plan(gpu.properties().multiprocessors, pool, options.blocking);
+        let measured = || {
+            let (name, sizes) = (mma::operation(grad, noise), mma::sizes(x, w, conv));
+            tuning.blocking(name, dtype, wgmma::KERNEL, x.n, sizes)
+        };
+        let blocking = options.blocking.or_else(measured);
+        let cut = problem.plan(gpu.properties().multiprocessors, pool, blocking);
         // A pool that its tiles cannot hold is a pass of its own.
         plan.wgmma = Some(match cut {
             Some(cut) => cut,

@@ -400,6 +400,8 @@ mod tests {
     use super::*;
     use crate::tensor::Shape;
 
+    /// Takes everything by mma.sync.
+    const A100: Card = CARDS[2];
     const PROBES: &str = include_str!("../../../benches/record/2026-11-26-h100/probes.csv");
 
     fn near(what: &str, a: f64, b: f64, share: f64) {
@@ -517,20 +519,20 @@ mod tests {
             x: launch(false).x.with_n(1),
             ..launch(false)
         };
-        let times = small.predict(&H100, None, None).unwrap().unwrap().times;
+        let times = small.predict(&A100, None, None).unwrap().unwrap().times;
         assert!(["waves", "latency"].contains(&times.bound()), "{times:?}");
         let times = launch(true)
-            .predict(&H100, None, None)
+            .predict(&A100, None, None)
             .unwrap()
             .unwrap()
             .times;
-        assert_eq!(times.bound(), "issue");
+        assert_eq!(times.bound(), "issue", "{times:?}");
         // What is asked for twice takes about twice as long.
         let twice = Launch {
             x: launch(true).x.with_n(2048),
             ..launch(true)
         };
-        let double = twice.predict(&H100, None, None).unwrap().unwrap().times;
+        let double = twice.predict(&A100, None, None).unwrap().unwrap().times;
         near("twice", double.seconds(), 2.0 * times.seconds(), 0.1);
     }
 
@@ -538,7 +540,7 @@ mod tests {
     fn measured_choices_win_and_wrong_ones_do_not_matter() {
         use crate::gpu::tuning::{Measurement, Tuning};
         let launch = launch(false);
-        let free = launch.predict(&H100, None, None).unwrap().unwrap();
+        let free = launch.predict(&A100, None, None).unwrap().unwrap();
         let measured = |blocking| Measurement {
             device: "H".to_string(),
             operation: "forward".to_string(),
@@ -552,12 +554,12 @@ mod tests {
         let chosen = |blocking, asked| {
             let tuning = Tuning::new(&[measured(blocking)], "H");
             let plan = launch
-                .predict(&H100, Some(&tuning), asked)
+                .predict(&A100, Some(&tuning), asked)
                 .unwrap()
                 .unwrap();
             plan.blocking
         };
-        for blocking in launch.blockings(&H100).unwrap() {
+        for blocking in launch.blockings(&A100).unwrap() {
             assert_eq!(chosen(blocking, None), blocking);
             assert_eq!(chosen(blocking, Some(1)), 1);
         }

@@ -126,9 +126,17 @@ impl Launch {
         let grad = self.pass == Pass::InputGrad;
         let plan = mma::plan(op, grad, self.dtype, self.x, self.w, y, self.conv, demands)?;
         let Some(plan) = plan else { return Ok(None) };
-        let by_wgmma = wgmma::Problem::of_shapes(grad, self.x, self.w, y, self.conv)
-            .filter(|_| card.arch == "sm_90a" && self.dtype != DType::F32 && blocking.is_none())
-            .and_then(|problem| problem.plan(card.multiprocessors, demands.pool, None));
+        let by_wgmma = self.wgmma(card, y).filter(|_| {
+            // A number of the other family's asks for that.
+            blocking.is_none_or(|number| number >= wgmma::FIRST_BLOCKING)
+        });
+        let by_wgmma = by_wgmma.and_then(|problem| {
+            let measured = tuning.and_then(|tuning| {
+                let (name, n) = (self.operation(), self.x.n);
+                tuning.blocking(name, self.dtype, wgmma::KERNEL, n, self.sizes())
+            });
+            problem.plan(card.multiprocessors, demands.pool, blocking.or(measured))
+        });
         if let Some(plan) = by_wgmma {
             let (blocking, [rows, cols]) = plan.blocking();
             let times = plan.times(card, demands.noise, self.bytes()?);
@@ -154,6 +162,13 @@ impl Launch {
             blocks: plan.blocks,
             times,
         }))
+    }
+
+    /// Whether the family of compute capability 9.0 takes it.
+    fn wgmma(&self, card: &Card, y: Shape) -> Option<wgmma::Problem> {
+        let grad = self.pass == Pass::InputGrad;
+        wgmma::Problem::of_shapes(grad, self.x, self.w, y, self.conv)
+            .filter(|_| card.arch == "sm_90a" && self.dtype != DType::F32)
     }
 
     fn weight_grad(
@@ -189,17 +204,35 @@ impl Launch {
         }))
     }
 
-    /// The blockings that fit.
+    /// The blockings that fit, of the family that a device takes for it; none for weight gradients, which have
+    /// no choice. Families may differ in the last bit of a result, so no measurement chooses between them.
     ///
     /// Errors: the shapes do not fit together.
     pub fn blockings(&self, card: &Card) -> Result<Vec<u32>> {
+        if self.pass == Pass::WeightGrad {
+            return Ok(Vec::new());
+        }
+        let numbers: Vec<u32> = match self.wgmma(card, self.y()?) {
+            Some(problem) => problem.numbers().collect(),
+            None => mma::numbers().collect(),
+        };
         let mut found = Vec::new();
-        for number in mma::numbers() {
+        for number in numbers {
             let prediction = self.predict(card, None, Some(number))?;
             if prediction.is_some_and(|p| p.blocking == number) {
                 found.push(number);
             }
         }
         Ok(found)
+    }
+
+    /// The family of kernels that a device takes for it, as tables of measurements name it.
+    ///
+    /// Errors: the shapes do not fit together.
+    pub fn kernel(&self, card: &Card) -> Result<&'static str> {
+        Ok(match self.wgmma(card, self.y()?) {
+            Some(_) => wgmma::KERNEL,
+            None => mma::KERNEL,
+        })
     }
 }

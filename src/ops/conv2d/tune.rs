@@ -61,7 +61,7 @@ pub fn measure(gpu: &Gpu, launch: &Launch, effort: Effort) -> Result<Vec<Measure
 
 fn each(gpu: &Gpu, launch: &Launch, effort: Effort) -> Result<Vec<Measurement>> {
     let card = Card::of(gpu.properties());
-    let blockings = launch.blockings(&card)?;
+    let (kernel, blockings) = (launch.kernel(&card)?, launch.blockings(&card)?);
     if blockings.is_empty() {
         return Ok(Vec::new());
     }
@@ -105,7 +105,7 @@ fn each(gpu: &Gpu, launch: &Launch, effort: Effort) -> Result<Vec<Measurement>> 
             dtype: launch.dtype,
             n: x.n,
             sizes: launch.sizes(),
-            kernel: super::mma::KERNEL.to_string(),
+            kernel: kernel.to_string(),
             blocking,
             microseconds: 1.0,
         };

@@ -130,7 +130,8 @@ impl Problem {
     /// by the instance of this number, where it has a cut.
     pub fn plan(&self, multiprocessors: usize, pool: bool, blocking: Option<u32>) -> Option<Plan> {
         let instances: &[Instance] = if self.k == 3 { &THREE } else { &ONE };
-        let only = blocking.and_then(|number| instances.get((number - FIRST_BLOCKING) as usize));
+        let instance = |number: u32| instances.get(number.checked_sub(FIRST_BLOCKING)? as usize);
+        let only = blocking.and_then(instance);
         if only.is_some() {
             let found = self.best(only.into_iter(), multiprocessors, pool);
             if found.is_some() {
@@ -138,6 +139,12 @@ impl Problem {
             }
         }
         self.best(instances.iter(), multiprocessors, pool)
+    }
+
+    /// Numbers of the instances that may have a cut.
+    pub fn numbers(&self) -> std::ops::Range<u32> {
+        let instances = if self.k == 3 { THREE.len() } else { ONE.len() };
+        FIRST_BLOCKING..FIRST_BLOCKING + instances as u32
     }
 
     fn best<'a>(
