@@ -526,7 +526,7 @@ mod tests {
             .unwrap()
             .unwrap()
             .times;
-        assert_eq!(times.bound(), "issue", "{times:?}");
+        assert_eq!(times.bound(), "tensor", "{times:?}");
         // What is asked for twice takes about twice as long.
         let twice = Launch {
             x: launch(true).x.with_n(2048),
