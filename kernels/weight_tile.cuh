@@ -327,40 +327,22 @@ __device__ __forceinline__ void copy_tile(const Shared &s, uint32_t stage, const
   }
 }
 
-/// Adds noise to two channels.
-template <class T>
-__device__ __forceinline__ void add_pair(T *x, float sigma, float z0, float z1) {
-  const float low = fmaf(sigma, z0, gpu::to_f32(x[0])), high = fmaf(sigma, z1, gpu::to_f32(x[1]));
-  T pair[2];
-  gpu::pack2(pair, low, high);
-  x[0] = pair[0];
-  x[1] = pair[1];
-}
-
 /// Adds noise to a piece that lies in shared memory, rounded as if the noisy image had been stored.
 template <class T, int NOISE>
 __device__ __forceinline__ void add_noise(unsigned char *piece, const Draw &draw, Row row, uint32_t pixel, uint32_t c) {
   T *const at = reinterpret_cast<T *>(piece);
   gpu::Vec<T> v = gpu::load_vec(at);
-  if constexpr (NOISE == 2) {
+  float z[8];
+  if constexpr (NOISE == 2)
+    noise::normals<true>(z, draw, row, pixel, c / 8);
+  else
+    noise::normals<false>(z, draw, row, pixel, c / 8);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const noise::Words words = noise::words(draw, row, pixel * draw.blocks + c / 4 + half);
-#pragma unroll
-      for (int j = 0; j < 4; j += 2) {
-        float z0, z1;
-        noise::precise(words.w[j], words.w[j + 1], z0, z1);
-        add_pair(v.v + 4 * half + j, draw.sigma, z0, z1);
-      }
-    }
-  } else {
-    const noise::Words words = noise::words(draw, row, pixel * draw.blocks + c / 8);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      float z0, z1;
-      noise::fast(words.w[j], z0, z1);
-      add_pair(v.v + 2 * j, draw.sigma, z0, z1);
-    }
+  for (int j = 0; j < 8; j += 2) {
+    T pair[2];
+    gpu::pack2(pair, fmaf(draw.sigma, z[j], gpu::to_f32(v.v[j])), fmaf(draw.sigma, z[j + 1], gpu::to_f32(v.v[j + 1])));
+    v.v[j] = pair[0];
+    v.v[j + 1] = pair[1];
   }
   gpu::store_vec(at, v);
 }

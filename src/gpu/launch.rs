@@ -44,8 +44,8 @@ fn function(gpu: &Gpu, kernel: &Kernel, shared: u32) -> Result<Function> {
             let handle = unsafe { result::module::get_function(module, name) }
                 .map_err(|e| gpu.fault(format_args!("finding kernel {}", kernel.name), e))?;
             use sys::CUfunction_attribute as A;
-            // SAFETY: reads one attribute of a loaded function.
             let attribute = |a| {
+                // SAFETY: reads one attribute of a loaded function.
                 unsafe { result::function::get_function_attribute(handle, a) }
                     .map_err(|e| gpu.fault(format_args!("asking what {} needs", kernel.name), e))
             };

@@ -47,7 +47,7 @@ pub(in crate::ops) fn tensor_cores(
     let mma = |number| number < wgmma::FIRST_BLOCKING;
     if let Some(problem) = problem.filter(|_| !options.blocking.is_some_and(mma)) {
         let measured = || {
-            let (name, sizes) = (mma::operation(grad, noise), mma::sizes(x, w, conv));
+            let (name, sizes) = (mma::operation(grad, !grad), mma::sizes(x, w, conv));
             tuning.blocking(name, dtype, wgmma::KERNEL, x.n, sizes)
         };
         let blocking = options.blocking.or_else(measured);
