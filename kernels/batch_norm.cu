@@ -163,7 +163,7 @@ __device__ __forceinline__ double sum_chunks(double v, double (&tile)[256]) {
 /// All parts of the statistics merged, `partial` being [chunks, 3, c]: mean and 1 / sqrt(var + eps) with the
 /// biased variance; the running estimates move by `momentum`, the variance to the unbiased one. A part is of
 /// `counts[i]` pixels, without counts (null) of `chunk`, but for the last. MERGED channels a block.
-KERNEL(256) batch_norm_finish(float *mean, float *inv_std, float *running_mean, float *running_var,
+KERNEL(256, 4) batch_norm_finish(float *mean, float *inv_std, float *running_mean, float *running_var,
                               const float *partial, const uint32_t *counts, uint32_t pixels, uint32_t c,
                               uint32_t chunks, uint32_t chunk, double momentum, double eps) {
   GPU_SHARED(double, tile, [256]);
