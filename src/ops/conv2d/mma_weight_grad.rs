@@ -65,7 +65,7 @@ impl Work {
         let products = self.products as f64 * self.kept;
         // A fragment of dy is read for nine products, one of x for four.
         let fragments = products * 512.0 * (1.0 / 9.0 + 0.25 / 2.0);
-        Times {
+        let mut times = Times {
             tensor: products * 4096.0 / card.mma * each,
             issue: (self.instructions * WARPS) as f64 / 4.0 * each,
             mufu: self.normals as f64 / 8.0 * each,
@@ -75,7 +75,11 @@ impl Work {
             blocks: self.clocks / card.clock,
             resident: 1,
             waves: blocks / card.multiprocessors as f64,
-        }
+        };
+        // The plan's estimate knows an H100's pipes; another card's may be slower.
+        let pipes = [times.tensor, times.issue, times.mufu, times.shared];
+        times.blocks = pipes.into_iter().fold(times.blocks, f64::max);
+        times
     }
 }
 

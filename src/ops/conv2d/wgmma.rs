@@ -386,7 +386,7 @@ impl Plan {
         let tiles: usize = self.tiles().iter().product();
         let each = tiles as f64 / (card.multiprocessors as f64 * card.clock);
         let mufu = if noise { limits.mufu } else { 0.0 };
-        Times {
+        let mut times = Times {
             tensor: limits.tensor * each,
             // Twelve and a half instructions a normal, of 32 threads, four a clock; the rest is the products'.
             issue: mufu * 8.0 * 12.5 / 128.0 * each,
@@ -397,7 +397,10 @@ impl Plan {
             blocks: self.clocks(card.multiprocessors) as f64 / card.clock,
             resident: 1,
             waves: tiles as f64 / card.multiprocessors as f64,
-        }
+        };
+        let pipes = [times.tensor, times.issue, times.mufu, times.shared];
+        times.blocks = pipes.into_iter().fold(times.blocks, f64::max);
+        times
     }
 
     /// Parts in which the batch norm's statistics come: a warp's pixels of a tile.
