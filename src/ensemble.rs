@@ -50,7 +50,7 @@ pub trait Differentiable: Classifier {
 
 /// Random self-ensemble: `n` draws of the network's noise are `n` rows of one batch.
 ///
-/// Draw `j` of an image whose [`Row`](crate::ops::noise::Row) says draw `d` is the network's draw
+/// Draw `j` of an image whose [`Row`] says draw `d` is the network's draw
 /// `d * n + j`, so successive steps of an attack never meet a draw twice. With one draw, or in a
 /// network without noise, this is the network itself.
 ///

@@ -113,7 +113,7 @@ fn tensor_maps_stay_where_the_launch_puts_them() {
         kernel_file("template <class T>\nKERNEL(64) f(T *y, const CUtensorMap &map) {}\n");
     let wrapper = interface.wrapper("op");
     let expected = "f_f32(float *y, const __grid_constant__ CUtensorMap map) \
-                    { body::f<float>(y, map); }\n";
+                    { gpu::begin(); body::f<float>(y, map); }\n";
     assert!(wrapper.contains(expected), "{wrapper}");
     let rust = interface.rust();
     assert!(rust.contains("    mut map: TensorMap,\n"), "{rust}");

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! every part but the convolution optional, in this order. Noise is added to what was rounded, as
-//! [`noise`](super::noise) adds it to a stored tensor: drawn here, by the pass in between
-//! ([`apply`](super::apply)) or in the next convolution's load ([`noisy_conv2d`](super::noisy_conv2d)),
+//! [`noise`] adds it to a stored tensor: drawn here, by the pass in between
+//! ([`apply`]) or in the next convolution's load ([`noisy_conv2d`](super::noisy_conv2d)),
 //! the same key gives the same bits.
 //!
 //! With running statistics, batch norm is an affine map and part of `w` and `b` ([`batch_norm::fold`]).
