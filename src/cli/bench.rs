@@ -25,7 +25,7 @@ Examples:
 
 --model needs no GPU. For each layer and pass it prints how the work is cut, how long each pipe of the
 chip and each memory is busy (microseconds), what bounds the launch, and the floor: the larger one of the
-arithmetic at a library's best rate and of memory's traffic. --tune times every way of cutting on the
+arithmetic at cuBLAS's rate and of memory's traffic. --tune times every way of cutting on the
 device and writes the table that all commands choose by.")]
 pub struct Args {
     /// Print the model's times

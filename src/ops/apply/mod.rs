@@ -61,6 +61,19 @@ pub struct Then<'a> {
     pub record: bool,
 }
 
+impl Default for Then<'_> {
+    /// Nothing.
+    fn default() -> Self {
+        Then {
+            residual: None,
+            activation: Activation::Identity,
+            pool: None,
+            noise: None,
+            record: false,
+        }
+    }
+}
+
 /// What backward needs of forward.
 pub struct Saved {
     shape: Shape,

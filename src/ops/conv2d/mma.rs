@@ -1,21 +1,19 @@
-//! Convolutions on tensor cores by `mma.sync`: which shapes fit, how they are cut, and the launch.
+//! Convolutions on tensor cores by `mma.sync`: which shapes fit and how they are cut.
 //! The kernels are in `kernels/conv2d_mma.cu`.
 //!
 //! Whether a convolution runs here depends on its shape without the batch, so that a row has the same
 //! bits in any batch; the tile depends on everything and changes no result.
 
-use std::sync::Arc;
+mod launch;
+
+pub(in crate::ops) use launch::{Operands, packed};
 
 use super::model::{Block, Card, Times};
 use super::plan::{dims, magic, parts, size};
-use super::{Conv2d, Weights, wgmma};
+use super::{Conv2d, wgmma};
 use crate::error::Result;
-use crate::gpu::kernels::{Epilogue, Gemm, Packing, Tile};
-use crate::gpu::kernels::{conv2d_mma as kernels, pack};
+use crate::gpu::kernels::{Gemm, Packing, Tile};
 use crate::gpu::tuning::Tuning;
-use crate::gpu::{Buffer, Gpu, Ptr, launch_blocks};
-use crate::ops::noise::gpu::Fused;
-use crate::ops::spans::divisor;
 use crate::tensor::{DType, Shape};
 
 /// How many warps share a block, as the kernels have it.
@@ -529,106 +527,4 @@ pub(in crate::ops) fn plan(
         times,
         wgmma: None,
     }))
-}
-
-/// Weights in the order in which a plan reads them. They serve any batch.
-pub(in crate::ops) fn packed(gpu: &Gpu, plan: &Plan, w: Weights<'_>) -> Result<Arc<Buffer<u8>>> {
-    let p = plan.packing;
-    w.form(gpu, &p, plan.dtype, || {
-        let pieces = p.supergroups as usize * p.slabs as usize * p.rows as usize * 4;
-        let mut packed = gpu.alloc::<u8>(pieces * 16)?;
-        let to = packed.ptr_mut().with_elem(plan.dtype.elem());
-        let grid = [launch_blocks("conv2d", pieces, 256)?, 1, 1];
-        pack::pack_weights(gpu, plan.dtype, grid, 0, to, w.ptr(), p)?;
-        Ok(packed)
-    })
-}
-
-/// What a launch reads and writes; null is nothing.
-pub(in crate::ops) struct Operands {
-    pub y: Ptr,
-    pub x: Ptr,
-    pub bias: Ptr,
-    pub residual: Ptr,
-    pub mask: Ptr,
-    pub argmax: Ptr,
-    /// The batch norm's statistics: `[chunks, 3, c]` and `[chunks]`; see [`Plan::chunks`].
-    pub partial: Ptr,
-    pub counts: Ptr,
-}
-
-impl Operands {
-    /// The convolution alone.
-    pub fn plain(y: Ptr, x: Ptr, bias: Option<Ptr>) -> Self {
-        let null = Ptr::null();
-        Operands {
-            y,
-            x,
-            bias: bias.unwrap_or(null),
-            residual: null,
-            mask: null,
-            argmax: null,
-            partial: null,
-            counts: null,
-        }
-    }
-}
-
-impl Plan {
-    /// Parts in which the statistics come.
-    pub fn chunks(&self) -> usize {
-        if let Some(plan) = &self.wgmma {
-            return plan.chunks();
-        }
-        let tiles = self.blocks / (self.gemm.blocks * self.gemm.supergroups) as usize;
-        tiles * if self.blocking.tall { WARPS } else { 2 }
-    }
-
-    /// An epilogue that only stores.
-    pub fn store(&self) -> Epilogue {
-        let to = self.gemm.to;
-        Epilogue {
-            low: f32::NEG_INFINITY,
-            cap: f32::INFINITY,
-            pool: 0,
-            noise: 0,
-            vectors: to.c.is_multiple_of(8).into(),
-            image: divisor((to.h * to.w) as usize),
-        }
-    }
-
-    /// `noise` is drawn in the operand load, `next` behind everything.
-    pub fn launch(
-        &self,
-        gpu: &Gpu,
-        packed: &Buffer<u8>,
-        o: &Operands,
-        epilogue: Epilogue,
-        noise: &Fused,
-        next: &Fused,
-    ) -> Result<()> {
-        if let Some(plan) = &self.wgmma {
-            let w = packed.ptr().with_elem(self.dtype.elem());
-            return plan.launch(gpu, self.dtype, w, o, epilogue, noise, next);
-        }
-        let grid = [self.blocks as u32, 1, 1];
-        let noisy = noise.mode != 0;
-        let precise = u32::from(noise.mode == 2);
-        let number = self.blocking.number;
-        let shared = self.shared as u32;
-        let w = packed.ptr().with_elem(self.dtype.elem());
-        macro_rules! launch {
-            ($kernel:ident $(, $dtype:expr)?) => {
-                kernels::$kernel(
-                    gpu, $($dtype,)? noisy, number, grid, shared, o.y, o.x, w, o.bias, o.residual, o.mask,
-                    o.argmax, o.partial, o.counts, self.gemm, epilogue, noise.rows, precise, noise.draw,
-                    next.rows, next.draw,
-                )
-            };
-        }
-        match self.dtype {
-            DType::F32 => launch!(conv2d_tf32),
-            dtype => launch!(conv2d_mma, dtype),
-        }
-    }
 }

@@ -3,6 +3,8 @@
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
+use bytemuck::bytes_of;
+
 use crate::error::Result;
 use crate::gpu::kernels::Packing;
 use crate::gpu::{Buffer, Gpu};
@@ -85,7 +87,7 @@ impl Weights<'_> {
             return pack().map(Arc::new);
         };
         let mut forms = constant.forms.lock().unwrap_or_else(|e| e.into_inner());
-        let same = |f: &&Form| f.dtype == dtype && words(&f.packing) == words(packing);
+        let same = |f: &&Form| f.dtype == dtype && bytes_of(&f.packing) == bytes_of(packing);
         if let Some(form) = forms.iter().find(same) {
             return Ok(form.data.clone());
         }
@@ -100,32 +102,4 @@ impl Weights<'_> {
         }
         Ok(data)
     }
-}
-
-/// All that a packing says.
-fn words(packing: &Packing) -> [u32; 10] {
-    let Packing {
-        rows_group,
-        channels_group,
-        taps,
-        groups,
-        merge,
-        rows,
-        slabs,
-        supergroups,
-        narrow,
-        transposed,
-    } = *packing;
-    [
-        rows_group,
-        channels_group,
-        taps,
-        groups,
-        merge,
-        rows,
-        slabs,
-        supergroups,
-        narrow,
-        transposed,
-    ]
 }
