@@ -1,7 +1,8 @@
 //! Batch norm: the GPU path against the CPU's in f64, with the CPU's own f32 error as the measure.
 
 use noiseforge::gpu::Gpu;
-use noiseforge::ops::batch_norm::{self, Activation, Running};
+use noiseforge::ops::apply::{self, Norm, Then};
+use noiseforge::ops::batch_norm::{self, Activation, Partials, Running};
 use noiseforge::tensor::{DType, Device, Shape};
 use noiseforge::{Result, Tensor};
 
@@ -92,6 +93,23 @@ impl Case {
         }
         Ok(all)
     }
+}
+
+/// `v` normalised with its own statistics or those in `partials`, and the running ones that they moved from a mean
+/// of 0 and a variance of 1.
+pub fn normalised(v: Tensor, partials: Option<Partials>) -> Result<Vec<Tensor>> {
+    let (device, vector, dtype) = (v.device(), Shape::vector(v.shape().c), v.dtype().master());
+    let mut running = Running {
+        mean: Tensor::full_on(&device, vector, dtype, 0.0)?,
+        var: Tensor::full_on(&device, vector, dtype, 1.0)?,
+    };
+    let norm = Norm::Train {
+        affine: None,
+        running: &mut running,
+        partials,
+    };
+    let y = apply::forward(v, norm, &Then::default())?.0;
+    Ok(vec![y, running.mean, running.var])
 }
 
 /// Every value within four times the error that the CPU's f32 path shows against the exact result, and

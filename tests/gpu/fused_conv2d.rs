@@ -12,7 +12,7 @@ use noiseforge::ops::pool2d::Pool2d;
 use noiseforge::tensor::{DType, Device, Shape};
 use noiseforge::{Result, Tensor};
 
-use crate::batch_norm::check;
+use crate::batch_norm::{check, normalised};
 use crate::conv2d::{Case, Inputs};
 use crate::harness::{DTYPES, run, values};
 use crate::noise::anew;
@@ -177,11 +177,8 @@ fn the_place_of_the_noise_does_not_show() {
                 groups: 1,
             };
             let then = Then {
-                residual: None,
-                activation: Activation::Identity,
-                pool: None,
                 noise: Some(&next),
-                record: false,
+                ..Then::default()
             };
             let between = apply::forward(clean.clone(), Norm::None, &then)?.0;
             assert!(
@@ -207,30 +204,12 @@ fn statistics_are_the_batch_norms() {
         let train = |device: &Device, dtype: DType, gathered: bool| -> Result<Vec<Tensor>> {
             let on = |t: &Tensor| t.to_dtype(dtype)?.to(device);
             let (x, w, b) = (on(&inputs.x)?, on(&inputs.w)?, on(&inputs.b)?);
-            let vector = Shape::vector(case.w.n);
-            let mut running = Running {
-                mean: Tensor::full_on(device, vector, dtype, 0.0)?,
-                var: Tensor::full_on(device, vector, dtype, 1.0)?,
-            };
             let epilogue = Epilogue {
                 statistics: true,
                 ..Epilogue::default()
             };
             let (v, extras) = fused_conv2d::forward(&x, None, &w, Some(&b), case.conv, &epilogue)?;
-            let norm = Norm::Train {
-                affine: None,
-                running: &mut running,
-                partials: extras.statistics.filter(|_| gathered),
-            };
-            let then = Then {
-                residual: None,
-                activation: Activation::Identity,
-                pool: None,
-                noise: None,
-                record: false,
-            };
-            let y = apply::forward(v, norm, &then)?.0;
-            Ok(vec![y, running.mean, running.var])
+            normalised(v, extras.statistics.filter(|_| gathered))
         };
         let exact = train(&Device::Cpu, DType::F64, true).unwrap();
         let single = train(&Device::Cpu, DType::F32, true).unwrap();
@@ -277,35 +256,13 @@ fn parts_are_merged_by_their_counts() {
         counts.push(count as u32);
     }
     assert_eq!(from, shape.pixels());
-    let normalised = |x: &Tensor, partials: Option<Partials>| -> Result<Vec<Tensor>> {
-        let kind = x.dtype().master();
-        let vector = Shape::vector(shape.c);
-        let mut running = Running {
-            mean: Tensor::full_on(&x.device(), vector, kind, 0.0)?,
-            var: Tensor::full_on(&x.device(), vector, kind, 1.0)?,
-        };
-        let norm = Norm::Train {
-            affine: None,
-            running: &mut running,
-            partials,
-        };
-        let then = Then {
-            residual: None,
-            activation: Activation::Identity,
-            pool: None,
-            noise: None,
-            record: false,
-        };
-        let y = apply::forward(x.clone(), norm, &then)?.0;
-        Ok(vec![y, running.mean, running.var])
-    };
     let found = run(|gpu| {
         let (partial, counts) = (gpu.upload(&partial)?, gpu.upload(&counts)?);
         let partials = Partials::on_device(shape, partial, counts)?;
-        normalised(&x.to_gpu(gpu)?, Some(partials))
+        normalised(x.to_gpu(gpu)?, Some(partials))
     });
-    let single = normalised(&x, None).unwrap();
-    let exact = normalised(&x.to_dtype(DType::F64).unwrap(), None).unwrap();
+    let single = normalised(x.clone(), None).unwrap();
+    let exact = normalised(x.to_dtype(DType::F64).unwrap(), None).unwrap();
     check(&found, &single, &exact, DType::F32, 1, "parts");
 }
 

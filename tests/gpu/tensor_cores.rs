@@ -1,17 +1,17 @@
 //! The tensor cores' convolutions: every blocking against the CPU, and against each other to the bit.
 
 use noiseforge::gpu::{Gpu, Options};
-use noiseforge::ops::apply::{self, Norm, Then};
-use noiseforge::ops::batch_norm::{Activation, Partials, Running};
+use noiseforge::ops::batch_norm::Activation;
 use noiseforge::ops::conv2d;
 use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
 use noiseforge::ops::noisy_conv2d;
 use noiseforge::ops::pool2d::Pool2d;
-use noiseforge::tensor::{DType, Shape};
+use noiseforge::tensor::DType;
 use noiseforge::{Result, Tensor};
 
-use crate::conv2d::Case;
+use crate::batch_norm::normalised;
+use crate::conv2d::{Case, Inputs};
 use crate::harness::{Reference, epsilon, open_as, run_with, values};
 
 /// n, h, w, c_in, c_out, k, stride, pad, groups.
@@ -69,6 +69,15 @@ fn results(gpu: &Gpu, case: &Case, dtype: DType, normals: Normals) -> Result<Vec
     ])
 }
 
+/// y and dx.
+fn on_cpu(case: &Case, i: &Inputs, dtype: DType) -> Vec<Tensor> {
+    let [x, dy, w, b] = [&i.x, &i.dy, &i.w, &i.b].map(|t| t.to_dtype(dtype).unwrap());
+    vec![
+        conv2d::forward(&x, &w, case.bias.then_some(&b), case.conv).unwrap(),
+        conv2d::input_grad(&dy, &w, case.x, case.conv).unwrap(),
+    ]
+}
+
 fn bits(t: &Tensor) -> Vec<u32> {
     t.data::<f32>().iter().map(|v| v.to_bits()).collect()
 }
@@ -79,15 +88,7 @@ fn every_blocking_gives_the_cpus_results_and_the_same_bits() {
         let dtype = [DType::BF16, DType::F16][at % 2];
         let normals = [Normals::Fast, Normals::Fast, Normals::Precise][at % 3];
         let i = case.inputs(dtype);
-        let on_cpu = |dtype| -> Result<Vec<Tensor>> {
-            let to = |t: &Tensor| t.to_dtype(dtype);
-            let (x, dy, w, b) = (to(&i.x)?, to(&i.dy)?, to(&i.w)?, to(&i.b)?);
-            Ok(vec![
-                conv2d::forward(&x, &w, case.bias.then_some(&b), case.conv)?,
-                conv2d::input_grad(&dy, &w, case.x, case.conv)?,
-            ])
-        };
-        let (exact, single) = (on_cpu(DType::F64).unwrap(), on_cpu(DType::F32).unwrap());
+        let (exact, single) = (on_cpu(&case, &i, DType::F64), on_cpu(&case, &i, DType::F32));
         let mut first: Option<Vec<Tensor>> = None;
         // Blockings 4 to 6 are for small images.
         let blockings = if case.x.h <= 4 { 0..7 } else { 0..4 };
@@ -170,32 +171,8 @@ fn everything(gpu: &Gpu, case: &Case, dtype: DType) -> Result<Vec<Tensor>> {
     let dv = fused_conv2d::output_grad(dy, case.y, epilogue.pool, &extras)?;
     // The result itself plays no part.
     let v = Tensor::zeros(case.y, DType::F32).to_gpu(gpu)?;
-    let [mean, var] = running(v, DType::F32, extras.statistics)?;
-    Ok(vec![y, dv, mean, var])
-}
-
-/// The running statistics that a convolution's result moves, as `partials` or its own have it.
-fn running(v: Tensor, dtype: DType, partials: Option<Partials>) -> Result<[Tensor; 2]> {
-    let device = &v.device();
-    let vector = Shape::vector(v.shape().c);
-    let mut running = Running {
-        mean: Tensor::full_on(device, vector, dtype, 0.0)?,
-        var: Tensor::full_on(device, vector, dtype, 1.0)?,
-    };
-    let norm = Norm::Train {
-        affine: None,
-        running: &mut running,
-        partials,
-    };
-    let then = Then {
-        residual: None,
-        activation: Activation::Identity,
-        pool: None,
-        noise: None,
-        record: false,
-    };
-    apply::forward(v, norm, &then)?;
-    Ok([running.mean, running.var])
+    let moved = normalised(v, extras.statistics)?.split_off(1);
+    Ok([vec![y, dv], moved].concat())
 }
 
 #[test]
@@ -207,7 +184,7 @@ fn what_follows_does_not_depend_on_the_blocking() {
         let on_cpu = |dtype: DType| {
             let to = |t: &Tensor| t.to_dtype(dtype).unwrap();
             let v = conv2d::forward(&to(&i.x), &to(&i.w), Some(&to(&i.b)), case.conv).unwrap();
-            running(v, dtype, None).unwrap()
+            normalised(v, None).unwrap().split_off(1)
         };
         let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
         let mut first: Option<Vec<Tensor>> = None;
@@ -258,15 +235,7 @@ fn tf32_rounds_the_operands_and_nothing_else() {
             "{case:?}: tf32 was not used"
         );
         (i.x, i.w, i.dy) = (tf32(&i.x), tf32(&i.w), tf32(&i.dy));
-        let on_cpu = |dtype| -> Result<Vec<Tensor>> {
-            let to = |t: &Tensor| t.to_dtype(dtype);
-            let (x, dy, w, b) = (to(&i.x)?, to(&i.dy)?, to(&i.w)?, to(&i.b)?);
-            Ok(vec![
-                conv2d::forward(&x, &w, case.bias.then_some(&b), case.conv)?,
-                conv2d::input_grad(&dy, &w, case.x, case.conv)?,
-            ])
-        };
-        let (exact, single) = (on_cpu(DType::F64).unwrap(), on_cpu(DType::F32).unwrap());
+        let (exact, single) = (on_cpu(&case, &i, DType::F64), on_cpu(&case, &i, DType::F32));
         for blocking in [1, 3] {
             let options = Options {
                 tf32: true,

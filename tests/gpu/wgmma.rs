@@ -2,8 +2,7 @@
 //! by the convolution. On another device the same cases run on its own kernels.
 
 use noiseforge::gpu::{Gpu, Options};
-use noiseforge::ops::apply::{self, Norm, Then};
-use noiseforge::ops::batch_norm::{Activation, Partials, Running};
+use noiseforge::ops::batch_norm::Activation;
 use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
 use noiseforge::ops::pool2d::Pool2d;
@@ -11,6 +10,7 @@ use noiseforge::ops::{conv2d, noisy_conv2d};
 use noiseforge::tensor::{DType, Shape};
 use noiseforge::{Result, Tensor};
 
+use crate::batch_norm::normalised;
 use crate::conv2d::{Case, Inputs};
 use crate::harness::{Reference, open_as, rounded, run, run_with, values};
 
@@ -204,32 +204,8 @@ fn fused(gpu: &Gpu, case: &Case, dtype: DType, behind: Behind) -> Result<Vec<Ten
     let dv = fused_conv2d::output_grad(dy, case.y, epilogue.pool, &extras)?;
     // The result itself plays no part.
     let v = Tensor::zeros(case.y, DType::F32).to_gpu(gpu)?;
-    let [mean, var] = running(v, extras.statistics)?;
-    Ok(vec![y, dv, mean, var])
-}
-
-fn running(v: Tensor, partials: Option<Partials>) -> Result<[Tensor; 2]> {
-    let device = &v.device();
-    let vector = Shape::vector(v.shape().c);
-    let dtype = v.dtype();
-    let mut running = Running {
-        mean: Tensor::full_on(device, vector, dtype, 0.0)?,
-        var: Tensor::full_on(device, vector, dtype, 1.0)?,
-    };
-    let norm = Norm::Train {
-        affine: None,
-        running: &mut running,
-        partials,
-    };
-    let then = Then {
-        residual: None,
-        activation: Activation::Identity,
-        pool: None,
-        noise: None,
-        record: false,
-    };
-    apply::forward(v, norm, &then)?;
-    Ok([running.mean, running.var])
+    let moved = normalised(v, extras.statistics)?.split_off(1);
+    Ok([vec![y, dv], moved].concat())
 }
 
 /// Sums are exact here: mma.sync, which stands behind its own tests, gives the same bits.
@@ -252,7 +228,7 @@ fn what_follows_is_what_follows_mma_sync() {
             let (x, w) = (to(quarters(case.x, 1)), to(quarters(case.w, 2)));
             let b = to(quarters(Shape::vector(case.w.n), 3));
             let v = conv2d::forward(&x, &w, Some(&b), case.conv).unwrap();
-            running(v, None).unwrap()
+            normalised(v, None).unwrap().split_off(1)
         };
         let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
         for (residual, pool) in [(false, false), (true, false), (false, true)] {
