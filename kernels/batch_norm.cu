@@ -81,6 +81,43 @@ KERNEL(256) batch_norm_statistics(float *partial, const T *x, Span span) {
   }
 }
 
+/// A thread's share of one channel's parts of the statistics: every `step`-th of `first .. end`. `partial` is
+/// [chunks, 3, c]; a part is of `counts[i]` pixels, without counts (null) of `chunk`, but for the last.
+struct Share {
+  const float *partial;  // at the channel
+  const uint32_t *counts;
+  uint32_t pixels, c, chunk, first, end, step;
+
+  __device__ __forceinline__ uint32_t count(uint32_t i) const {
+    return counts ? counts[i] : min(chunk, pixels - i * chunk);
+  }
+  __device__ __forceinline__ const float *at(uint32_t i) const { return partial + (uint64_t)i * 3 * c; }
+
+  /// Sum over its pixels, and their number. A part without pixels may hold anything.
+  __device__ __forceinline__ double sum(uint32_t &own) const {
+    double sum = 0.0;
+    own = 0;
+    for (uint32_t i = first; i < end; i += step) {
+      const uint32_t n = count(i);
+      if (n > 0) sum += (double)n * ((double)at(i)[0] + (double)at(i)[c]);
+      own += n;
+    }
+    return sum;
+  }
+
+  /// Sum of squared deviations from `mean`.
+  __device__ __forceinline__ double squares(double mean) const {
+    double squares = 0.0;
+    for (uint32_t i = first; i < end; i += step) {
+      const uint32_t n = count(i);
+      if (n == 0) continue;
+      const double d = (double)at(i)[0] + (double)at(i)[c] - mean;
+      squares += (double)at(i)[2 * c] + (double)n * (d * d);
+    }
+    return squares;
+  }
+};
+
 /// Many parts are merged in two steps: GROUP of them by a block of 32 channels, then what is left.
 constexpr uint32_t GROUP = 64;
 
@@ -102,27 +139,13 @@ __device__ __forceinline__ double sum_group(double v, double (&tile)[256]) {
 KERNEL(256) batch_norm_merge(float *merged, uint32_t *merged_counts, const float *partial, const uint32_t *counts,
                              uint32_t pixels, uint32_t c, uint32_t chunks, uint32_t chunk) {
   GPU_SHARED(double, tile, [256]);
-  uint32_t channel = blockIdx.y * 32 + threadIdx.x % 32, end = min(chunks, (blockIdx.x + 1) * GROUP);
-  uint32_t first = blockIdx.x * GROUP + threadIdx.x / 32;
-  if (channel >= c) first = end;
-  double sum = 0.0;
-  uint32_t own = 0;
-  for (uint32_t i = first; i < end; i += 8) {
-    const float *at = partial + (uint64_t)i * 3 * c + channel;
-    uint32_t count = counts ? counts[i] : min(chunk, pixels - i * chunk);
-    if (count > 0) sum += (double)count * ((double)at[0] + (double)at[c]);
-    own += count;
-  }
-  double count = sum_group((double)own, tile), m = sum_group(sum, tile) / (count > 0.0 ? count : 1.0);
-  double squares = 0.0;
-  for (uint32_t i = first; i < end; i += 8) {
-    const float *at = partial + (uint64_t)i * 3 * c + channel;
-    uint32_t count = counts ? counts[i] : min(chunk, pixels - i * chunk);
-    if (count == 0) continue;
-    double d = (double)at[0] + (double)at[c] - m;
-    squares += (double)at[2 * c] + (double)count * (d * d);
-  }
-  squares = sum_group(squares, tile);
+  const uint32_t channel = blockIdx.y * 32 + threadIdx.x % 32;
+  const uint32_t end = channel < c ? min(chunks, (blockIdx.x + 1) * GROUP) : 0;
+  const Share share = {partial + channel, counts, pixels, c, chunk, blockIdx.x * GROUP + threadIdx.x / 32, end, 8};
+  uint32_t own;
+  const double sum = share.sum(own);
+  const double count = sum_group((double)own, tile), m = sum_group(sum, tile) / (count > 0.0 ? count : 1.0);
+  const double squares = sum_group(share.squares(m), tile);
   if (threadIdx.x >= 32 || channel >= c) return;
   float *out = merged + (uint64_t)blockIdx.x * 3 * c + channel;
   out[0] = (float)m;
@@ -163,28 +186,16 @@ __device__ __forceinline__ double sum_chunks(double v, double (&tile)[256]) {
 /// All parts of the statistics merged, `partial` being [chunks, 3, c]: mean and 1 / sqrt(var + eps) with the
 /// biased variance; the running estimates move by `momentum`, the variance to the unbiased one. A part is of
 /// `counts[i]` pixels, without counts (null) of `chunk`, but for the last. MERGED channels a block.
-KERNEL(256, 4) batch_norm_finish(float *mean, float *inv_std, float *running_mean, float *running_var,
+KERNEL(256) batch_norm_finish(float *mean, float *inv_std, float *running_mean, float *running_var,
                               const float *partial, const uint32_t *counts, uint32_t pixels, uint32_t c,
                               uint32_t chunks, uint32_t chunk, double momentum, double eps) {
   GPU_SHARED(double, tile, [256]);
-  uint32_t channel = blockIdx.x * MERGED + threadIdx.x % MERGED;
-  if (channel >= c) chunks = 0;
-  double sum = 0.0;
-  for (uint32_t i = threadIdx.x / MERGED; i < chunks; i += SLOTS) {
-    const float *at = partial + (uint64_t)i * 3 * c + channel;
-    uint32_t count = counts ? counts[i] : min(chunk, pixels - i * chunk);
-    if (count > 0) sum += (double)count * ((double)at[0] + (double)at[c]);
-  }
-  double m = sum_chunks(sum, tile) / pixels;
-  double squares = 0.0;
-  for (uint32_t i = threadIdx.x / MERGED; i < chunks; i += SLOTS) {
-    const float *at = partial + (uint64_t)i * 3 * c + channel;
-    uint32_t count = counts ? counts[i] : min(chunk, pixels - i * chunk);
-    if (count == 0) continue;
-    double d = (double)at[0] + (double)at[c] - m;
-    squares += (double)at[2 * c] + (double)count * (d * d);
-  }
-  squares = sum_chunks(squares, tile);
+  const uint32_t channel = blockIdx.x * MERGED + threadIdx.x % MERGED;
+  const uint32_t end = channel < c ? chunks : 0;
+  const Share share = {partial + channel, counts, pixels, c, chunk, threadIdx.x / MERGED, end, SLOTS};
+  uint32_t own;
+  const double m = sum_chunks(share.sum(own), tile) / pixels;
+  const double squares = sum_chunks(share.squares(m), tile);
   if (threadIdx.x >= MERGED || channel >= c) return;
   mean[channel] = (float)m;
   inv_std[channel] = (float)(1.0 / sqrt(squares / pixels + eps));

@@ -62,21 +62,26 @@ struct Raw8 {
   gpu::Vec<T> part[8 / gpu::Vec<T>::N];
 };
 
-/// Behind `count` zeros.
-template <class T, bool VECTOR>
-__device__ __forceinline__ Raw8<T> load_raw(const T *x, const Place<VECTOR> &p) {
+/// Behind `count` zeros. `vector`: all eight exist, in 16-byte pieces.
+template <class T>
+__device__ __forceinline__ Raw8<T> load_raw(const T *x, uint32_t count, bool vector) {
   constexpr int N = gpu::Vec<T>::N;
   Raw8<T> raw;
 #pragma unroll
   for (int i = 0; i < 8; i += N) {
-    if (VECTOR) {
+    if (vector) {
       raw.part[i / N] = gpu::load_vec(x + i);
     } else {
 #pragma unroll
-      for (int j = 0; j < N; j++) raw.part[i / N].v[j] = i + j < (int)p.count ? x[i + j] : gpu::from_f32<T>(0.0f);
+      for (int j = 0; j < N; j++) raw.part[i / N].v[j] = i + j < (int)count ? x[i + j] : gpu::from_f32<T>(0.0f);
     }
   }
   return raw;
+}
+
+template <class T, bool VECTOR>
+__device__ __forceinline__ Raw8<T> load_raw(const T *x, const Place<VECTOR> &p) {
+  return load_raw(x, p.count, VECTOR);
 }
 
 template <class T>
@@ -91,28 +96,33 @@ __device__ __forceinline__ void load8(float (&v)[8], const T *x, const Place<VEC
   unpack(v, load_raw(x, p));
 }
 
-/// Rounds to T, once.
+/// Rounds to T, once, and stores what exists.
+template <class T>
+__device__ __forceinline__ void store8(T *y, const float (&v)[8], uint32_t count, bool vector) {
+  constexpr int N = gpu::Vec<T>::N;
+#pragma unroll
+  for (int i = 0; i < 8; i += N) {
+    gpu::Vec<T> part;
+#pragma unroll
+    for (int j = 0; j < N; j += 2) {
+      T two[2];
+      gpu::pack2(two, v[i + j], v[i + j + 1]);
+      part.v[j] = two[0];
+      part.v[j + 1] = two[1];
+    }
+    if (vector) {
+      gpu::store_vec(y + i, part);
+    } else {
+#pragma unroll
+      for (int j = 0; j < N; j++)
+        if (i + j < (int)count) y[i + j] = part.v[j];
+    }
+  }
+}
+
 template <class T, bool VECTOR>
 __device__ __forceinline__ void store8(T *y, const float (&v)[8], const Place<VECTOR> &p) {
-  if (VECTOR) {
-    constexpr int N = gpu::Vec<T>::N;
-#pragma unroll
-    for (int i = 0; i < 8; i += N) {
-      gpu::Vec<T> part;
-#pragma unroll
-      for (int j = 0; j < N; j += 2) {
-        T two[2];
-        gpu::pack2(two, v[i + j], v[i + j + 1]);
-        part.v[j] = two[0];
-        part.v[j + 1] = two[1];
-      }
-      gpu::store_vec(y + i, part);
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-      if (j < (int)p.count) y[j] = gpu::from_f32<T>(v[j]);
-  }
+  store8(y, v, p.count, VECTOR);
 }
 
 /// Rounds to T and stays in registers: what follows sees what it would read from memory.

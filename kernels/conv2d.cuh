@@ -60,3 +60,32 @@ struct Outer {
   Tile tile;
   Patch patch;
 };
+
+namespace conv {
+
+/// One axis of the taps that meet the pixels of a phase: tap t = 0 .. taps reads pixel `a step + first + t` of the
+/// source for pixel `a` of the phase, through kernel row `u + t du`.
+struct Axis {
+  uint32_t taps;
+  int32_t first;
+  uint32_t u;
+  int32_t du;
+};
+
+/// Forward: i stride - pad + u. Input gradient, pixel r = a stride + phase: those i with i stride - pad + u = r. They
+/// go with u = u0, u0 + stride, ..., the larger i with the smaller u.
+template <class P>
+__device__ __forceinline__ Axis axis(bool grad, const P &p, uint32_t phase) {
+  if (!grad) return {p.k, -(int32_t)p.pad, 0, 1};
+  const uint32_t u0 = (phase + p.pad) % p.stride;
+  const uint32_t taps = u0 < p.k ? (p.k - 1 - u0) / p.stride + 1 : 0;
+  const int32_t largest = (int32_t)((phase + p.pad - u0) / p.stride);
+  return {taps, largest - (int32_t)taps + 1, u0 + (taps - 1) * p.stride, -(int32_t)p.stride};
+}
+
+/// `value / divisor` for `magic = ceil(2^31 / divisor)`; exact while `value * divisor < 2^31`.
+__device__ __forceinline__ uint32_t divide(uint32_t value, uint32_t magic) {
+  return (uint32_t)(((uint64_t)(2 * value) * magic) >> 32);
+}
+
+} // namespace conv

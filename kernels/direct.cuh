@@ -4,29 +4,12 @@
 
 namespace direct {
 
+using conv::Axis;
+using conv::axis;
+
 constexpr uint32_t THREADS = 128;
 /// Taps times input channels of one stage.
 constexpr uint32_t DEPTH = 72;
-
-/// One axis of the taps that meet the pixels of a phase: tap t = 0 .. taps reads pixel `a step + first + t` of the
-/// source for pixel `a` of the phase, through kernel row `u + t du`.
-struct Axis {
-  uint32_t taps;
-  int32_t first;
-  uint32_t u;
-  int32_t du;
-};
-
-/// Forward: i stride - pad + u. Input gradient, pixel r = a stride + phase: those i with i stride - pad + u = r. They
-/// go with u = u0, u0 + stride, ..., the larger i with the smaller u.
-template <bool GRAD>
-__device__ __forceinline__ Axis axis(const Direct &p, uint32_t phase) {
-  if constexpr (!GRAD) return {p.k, -(int32_t)p.pad, 0, 1};
-  const uint32_t u0 = (phase + p.pad) % p.stride;
-  const uint32_t taps = u0 < p.k ? (p.k - 1 - u0) / p.stride + 1 : 0;
-  const int32_t largest = (int32_t)((phase + p.pad - u0) / p.stride);
-  return {taps, largest - (int32_t)taps + 1, u0 + (taps - 1) * p.stride, -(int32_t)p.stride};
-}
 
 /// What a block computes.
 struct Place {
@@ -129,7 +112,7 @@ __device__ __forceinline__ void load_weights(float *to, const float *w, const Di
     for (int b = 0; b < BATCH; b++) {
       const uint32_t unit = i + b * (THREADS / (COLS / 4)), tap = s.tap + (unit >> channels_log2);
       const uint32_t o = s.first + (unit & (s.channels - 1));
-      const uint32_t row = patch::divide(tap, cols_magic), col = tap - row * cols.taps;
+      const uint32_t row = conv::divide(tap, cols_magic), col = tap - row * cols.taps;
       const uint32_t at = (rows.u + row * rows.du) * p.k + cols.u + col * cols.du;
       v[b] = {};
       if (unit < total && o >= low && o < low + c_out)
@@ -165,8 +148,8 @@ __device__ __forceinline__ void store(T *group, const float (&v)[8], uint32_t fi
 /// Output pixel `m` of the tile: where its taps begin in the patch.
 __device__ __forceinline__ uint32_t patch_offset(const Direct &p, uint32_t m) {
   if (m >= p.tile.images * p.tile.rows * p.tile.cols) return 0;
-  const uint32_t line = patch::divide(m, p.tile.col_magic), col = m - line * p.tile.cols;
-  const uint32_t image = patch::divide(line, p.tile.row_magic), row = line - image * p.tile.rows;
+  const uint32_t line = conv::divide(m, p.tile.col_magic), col = m - line * p.tile.cols;
+  const uint32_t image = conv::divide(line, p.tile.row_magic), row = line - image * p.tile.rows;
   return ((image * p.patch.rows + row * p.patch.step) * p.patch.cols + col * p.patch.step) * p.patch.pitch;
 }
 
@@ -180,7 +163,7 @@ __device__ __forceinline__ void convolve(T *y, const T *x, const float *w, const
   float *const pixels = reinterpret_cast<float *>(dynamic);
 
   const Place place = locate<GRAD, COLS>(p);
-  const Axis rows = axis<GRAD>(p, place.row_phase), cols = axis<GRAD>(p, place.col_phase);
+  const Axis rows = axis(GRAD, p, place.row_phase), cols = axis(GRAD, p, place.col_phase);
   const uint32_t cols_magic = GRAD && cols.taps > 0 ? (0x80000000u + cols.taps - 1) / cols.taps : 0;
   const uint32_t tx = threadIdx.x % TX, ty = threadIdx.x / TX;
   const uint32_t c_in = p.from.c / p.groups, c_out = p.to.c / p.groups;
@@ -256,8 +239,8 @@ __device__ __forceinline__ void convolve(T *y, const T *x, const float *w, const
 #pragma unroll
   for (int m = 0; m < M; m++) {
     const uint32_t at = ty + m * TY;
-    const uint32_t line = patch::divide(at, p.tile.col_magic), col = at - line * p.tile.cols;
-    const uint32_t image = patch::divide(line, p.tile.row_magic), row = line - image * p.tile.rows;
+    const uint32_t line = conv::divide(at, p.tile.col_magic), col = at - line * p.tile.cols;
+    const uint32_t image = conv::divide(line, p.tile.row_magic), row = line - image * p.tile.rows;
     const uint32_t n = place.image + image;
     const uint32_t i = (place.row + row) * grid + place.row_phase, j = (place.col + col) * grid + place.col_phase;
     if (image < p.tile.images && n < p.to.n && i < p.to.h && j < p.to.w) {

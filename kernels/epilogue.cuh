@@ -73,47 +73,6 @@ __device__ __forceinline__ void statistics(float *partial, uint32_t *counts,
   }
 }
 
-/// Eight channels of a pixel, `count` of which exist.
-template <class T>
-__device__ __forceinline__ void load(float (&v)[8], const T *x, uint32_t count, bool vectors) {
-  constexpr int N = gpu::Vec<T>::N;
-#pragma unroll
-  for (int i = 0; i < 8; i += N) {
-    gpu::Vec<T> part;
-    if (vectors) {
-      part = gpu::load_vec(x + i);
-    } else {
-#pragma unroll
-      for (int j = 0; j < N; j++) part.v[j] = i + j < (int)count ? x[i + j] : gpu::from_f32<T>(0.0f);
-    }
-#pragma unroll
-    for (int j = 0; j < N; j++) v[i + j] = gpu::to_f32(part.v[j]);
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void store(T *y, const float (&v)[8], uint32_t count, bool vectors) {
-  constexpr int N = gpu::Vec<T>::N;
-#pragma unroll
-  for (int i = 0; i < 8; i += N) {
-    gpu::Vec<T> part;
-#pragma unroll
-    for (int j = 0; j < N; j += 2) {
-      T two[2];
-      gpu::pack2(two, v[i + j], v[i + j + 1]);
-      part.v[j] = two[0];
-      part.v[j + 1] = two[1];
-    }
-    if (vectors) {
-      gpu::store_vec(y + i, part);
-    } else {
-#pragma unroll
-      for (int j = 0; j < N; j++)
-        if (i + j < (int)count) y[i + j] = part.v[j];
-    }
-  }
-}
-
 /// Where a launch's results go, and what they need; all but `y` may be null.
 template <class T>
 struct Results {
@@ -130,8 +89,7 @@ __device__ __forceinline__ void emit(float (&v)[8], const Results<T> &to, const 
                                      uint32_t pixel, uint32_t channel, uint32_t count, uint32_t c) {
   if (to.mask) to.mask[(uint64_t)pixel * ((c + 7) / 8) + channel / 8] = (uint8_t)mask8(v, e.low, e.cap);
   if (e.noise != 0) {
-#pragma unroll
-    for (int j = 0; j < 8; j++) v[j] = gpu::to_f32(gpu::from_f32<T>(v[j]));
+    round8<T>(v);
     const Division image = divide_rest(pixel, e.image);
     const Row row = to.rows[image.quotient];
     if (e.noise == 1) {
@@ -140,7 +98,7 @@ __device__ __forceinline__ void emit(float (&v)[8], const Results<T> &to, const 
       noise::add<true>(v, draw, row, image.remainder, channel / 8);
     }
   }
-  store(to.y + (uint64_t)pixel * c + channel, v, count, e.vectors);
+  store8(to.y + (uint64_t)pixel * c + channel, v, count, e.vectors);
 }
 
 /// Everything behind the sums. `shared` has room for ROWS x (columns of a slice + 8) floats.
@@ -196,10 +154,10 @@ __device__ __forceinline__ void finish(float (&sum)[gemm::Shape<TILE>::M][gemm::
         const uint32_t pixel = pixels[row];
         if (pixel == gemm::OUTSIDE) continue;
         float v[8];
-        load(v, stage + row * PITCH + window * 8, 8, true);
+        unpack(v, load_raw(stage + row * PITCH + window * 8, 8, true));
         if (to.residual) {
           float add[8];
-          load(add, to.residual + (uint64_t)pixel * p.to.c + channel, count, e.vectors);
+          unpack(add, load_raw(to.residual + (uint64_t)pixel * p.to.c + channel, count, e.vectors));
 #pragma unroll
           for (int j = 0; j < 8; j++) v[j] = __fadd_rn(v[j], add[j]);
         }
@@ -233,7 +191,7 @@ __device__ __forceinline__ void finish(float (&sum)[gemm::Shape<TILE>::M][gemm::
 #pragma unroll
       for (int q = 0; q < 4; q++) {
         float v[8];
-        load(v, stage + (row + q / 2 * below + q % 2 * apart) * PITCH + window * 8, 8, true);
+        unpack(v, load_raw(stage + (row + q / 2 * below + q % 2 * apart) * PITCH + window * 8, 8, true));
 #pragma unroll
         for (int k = 0; k < 8; k++) {
           const float value = clip(v[k], e.low, e.cap);

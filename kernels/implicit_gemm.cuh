@@ -36,6 +36,10 @@ struct Gemm {
 
 namespace gemm {
 
+using conv::Axis;
+using conv::axis;
+using conv::divide;
+
 constexpr uint32_t THREADS = 128;
 /// Slabs of weights in flight, the one in use included.
 constexpr uint32_t STAGES = 3;
@@ -54,22 +58,6 @@ struct Shape {
   static constexpr bool BY_POSITION = TILE >= 4;
   static constexpr int M = WARP_ROWS / 16, N = WARP_COLS / 8;
 };
-
-/// One axis of the taps that meet the pixels of a phase; see direct.cuh.
-struct Axis {
-  uint32_t taps;
-  int32_t first;
-  uint32_t u;
-  int32_t du;
-};
-
-__device__ __forceinline__ Axis axis(const Gemm &p, uint32_t phase) {
-  if (!p.grad) return {p.k, -(int32_t)p.pad, 0, 1};
-  const uint32_t u0 = (phase + p.pad) % p.stride;
-  const uint32_t taps = u0 < p.k ? (p.k - 1 - u0) / p.stride + 1 : 0;
-  const int32_t largest = (int32_t)((phase + p.pad - u0) / p.stride);
-  return {taps, largest - (int32_t)taps + 1, u0 + (taps - 1) * p.stride, -(int32_t)p.stride};
-}
 
 /// What a block computes.
 struct Place {
@@ -100,11 +88,6 @@ __device__ __forceinline__ Place locate(const Gemm &p) {
   place.row = i % p.tile.down * p.tile.rows;
   place.image = i / p.tile.down * p.tile.images;
   return place;
-}
-
-/// `value / divisor` for `magic = ceil(2^31 / divisor)`; exact while `value * divisor < 2^31`.
-__device__ __forceinline__ uint32_t divide(uint32_t value, uint32_t magic) {
-  return (uint32_t)(((uint64_t)(2 * value) * magic) >> 32);
 }
 
 /// A pixel of a tile.
@@ -277,7 +260,7 @@ __device__ __forceinline__ void multiply(float (&sum)[Shape<TILE>::M][Shape<TILE
   const uint32_t patch_bytes = p.patch_pixels * p.pitch;
   unsigned char *const slabs = shared, *const patches = shared + STAGES * SLAB;
   Source *const sources = reinterpret_cast<Source *>(patches + p.buffers * patch_bytes);
-  const Axis rows = axis(p, place.row_phase), cols = axis(p, place.col_phase);
+  const Axis rows = axis(p.grad, p, place.row_phase), cols = axis(p.grad, p, place.col_phase);
   describe(p, place, rows, cols, tables, sources);
   __syncthreads();
 

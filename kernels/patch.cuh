@@ -9,11 +9,6 @@ namespace patch {
 /// Channels that one thread copies at a time: what one block of the fast noise serves.
 constexpr uint32_t WINDOW = 8;
 
-/// `value / divisor` for `magic = ceil(2^31 / divisor)`; exact while `value * divisor < 2^31`.
-__device__ __forceinline__ uint32_t divide(uint32_t value, uint32_t magic) {
-  return (uint32_t)(((uint64_t)(2 * value) * magic) >> 32);
-}
-
 /// Where output channel `o` of a block of COLS lies in a row of shared memory. A thread's eight channels are two
 /// vectors half a row apart: a warp then reads each half from neighbouring banks.
 template <int COLS>
@@ -100,9 +95,9 @@ __device__ __forceinline__ void load(float *to, const T *x, const Dims &dims, co
   const uint32_t total = o.images * p.rows * p.cols * p.windows;
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < total; i += THREADS) {
-    const uint32_t at = divide(i, p.window_magic), window = i - at * p.windows;
-    const uint32_t line = divide(at, p.col_magic), col = at - line * p.cols;
-    const uint32_t which = divide(line, p.row_magic), row = line - which * p.rows;
+    const uint32_t at = conv::divide(i, p.window_magic), window = i - at * p.windows;
+    const uint32_t line = conv::divide(at, p.col_magic), col = at - line * p.cols;
+    const uint32_t which = conv::divide(line, p.row_magic), row = line - which * p.rows;
     const uint32_t n = o.image + which, c = o.first + window * WINDOW, low = o.low, high = o.high;
     // A pixel above or left of the image wraps around to one far below or right of it.
     const uint32_t r = (uint32_t)o.top + row * p.gap, q = (uint32_t)o.left + col * p.gap;
