@@ -254,8 +254,7 @@ impl<'m> Ensemble<'m> {
         })?;
         // The next replay overwrites the graph's own.
         let scores = chunk.scores.as_ref().expect("computed above");
-        let mut z = Tensor::uninit(gpu, scores.shape(), scores.dtype())?;
-        z.copy_from(scores)?;
+        let z = scores.duplicate()?;
         self.passes.insert(key, chunk);
         Ok(z)
     }

@@ -1,6 +1,5 @@
 //! Heads: flattening, global average, linear layers.
 
-use super::frozen::copied;
 use super::{Back, Entry, FrozenDense, Grads, Layer, Layout, Link, Param, Pass};
 use crate::error::Result;
 use crate::ops::conv2d::Constant;
@@ -129,8 +128,8 @@ impl Layer for Dense {
     }
 
     fn freeze(&self) -> Result<Box<dyn Layer>> {
-        let w = Constant::new(copied(&self.weight.value)?);
-        let b = copied(&self.bias.value)?;
+        let w = Constant::new(self.weight.value.duplicate()?);
+        let b = self.bias.value.duplicate()?;
         Ok(Box::new(FrozenDense::new(w, b, self.activation)))
     }
 

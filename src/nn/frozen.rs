@@ -16,13 +16,6 @@ fn expect_input_only(grads: Grads) {
     assert!(grads == Grads::InputOnly, "frozen layers are not trained");
 }
 
-/// A tensor of its own: optimisers overwrite theirs in place.
-pub(super) fn copied(t: &Tensor) -> Result<Tensor> {
-    let mut copy = t.zeros_like()?;
-    copy.copy_from(t)?;
-    Ok(copy)
-}
-
 /// `pool(activation(conv(x + sigma z, w) + b + residual))`, a [`ConvBlock`]'s frozen form.
 pub struct FrozenBlock {
     noise: NoiseLayer,
@@ -54,7 +47,7 @@ impl FrozenBlock {
                 let (w, b) = batch_norm::fold(w, b, affine, &norm.running)?;
                 (w, Some(b))
             }
-            None => (copied(w)?, b.map(copied).transpose()?),
+            None => (w.duplicate()?, b.map(Tensor::duplicate).transpose()?),
         };
         let w = Constant::new(w);
         Ok(FrozenBlock {

@@ -57,6 +57,19 @@ impl Tensor {
         }
     }
 
+    /// The same elements, which no writing in place reaches: on a GPU, where optimisers and graphs do
+    /// that, in memory of its own.
+    ///
+    /// Errors: not enough device memory.
+    pub(crate) fn duplicate(&self) -> Result<Self> {
+        let Some(gpu) = self.gpu() else {
+            return Ok(self.clone());
+        };
+        let mut t = Tensor::uninit(gpu, self.shape, self.dtype())?;
+        t.copy_from(self)?;
+        Ok(t)
+    }
+
     /// The GPU it lies on.
     pub fn gpu(&self) -> Option<&Gpu> {
         match &self.storage {

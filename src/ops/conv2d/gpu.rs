@@ -3,7 +3,7 @@
 //! 16-bit types (and f32, where tf32 is allowed) go to the tensor cores if their shape fits, the rest to
 //! the CUDA cores.
 
-use super::mma::{self, Demands, Operands};
+use super::mma::{self, Demands};
 use super::model::Card;
 use super::{Conv2d, Weights, mma_weight_grad, plan, wgmma};
 use crate::error::Result;
@@ -87,10 +87,7 @@ pub(super) fn forward(
         false,
     )?;
     if let Some(plan) = plan {
-        let packed = mma::packed(gpu, &plan, w)?;
-        let operands = Operands::plain(y.ptr_mut()?, x.ptr(), b.map(Tensor::ptr));
-        let none = Fused::new(gpu, None, y_shape)?;
-        plan.launch(gpu, &packed, &operands, plan.store(), &noise, &none)?;
+        plan.convolve(gpu, w, y.ptr_mut()?, x.ptr(), b.map(Tensor::ptr), &noise)?;
         return Ok(y);
     }
     let plan = plan::direct(op, false, x.shape(), w.shape(), y_shape, conv)?;
@@ -133,10 +130,7 @@ pub(super) fn input_grad(
         false,
     )?;
     if let Some(plan) = plan {
-        let packed = mma::packed(gpu, &plan, w)?;
-        let none = Fused::new(gpu, None, x_shape)?;
-        let operands = Operands::plain(dx.ptr_mut()?, dy.ptr(), None);
-        plan.launch(gpu, &packed, &operands, plan.store(), &none, &none)?;
+        plan.convolve(gpu, w, dx.ptr_mut()?, dy.ptr(), None, &Fused::none())?;
         return Ok(dx);
     }
     let plan = plan::direct(op, true, x_shape, w.shape(), dy.shape(), conv)?;

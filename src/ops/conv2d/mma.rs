@@ -400,14 +400,10 @@ pub(in crate::ops) fn plan(
         taps,
         step,
         // An odd number of 16-byte units: eight pixels lie in different banks.
-        pitch: (if channels.narrow > 0 {
-            channels.narrow * 16
-        } else {
-            SLAB
-        }) / 16
-            / 2
-            * 32
-            + 16,
+        pitch: match channels.narrow {
+            0 => SLAB + 16,
+            units => (units | 1) * 16,
+        },
         buffers,
         dtype,
         pool: demands.pool,

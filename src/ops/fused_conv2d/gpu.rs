@@ -29,10 +29,7 @@ pub(super) fn forward(
     epilogue: &Epilogue<'_>,
 ) -> Result<(Tensor, Extras)> {
     let pool = epilogue.pool.is_some();
-    let one_kernel = epilogue
-        .pool
-        .is_none_or(|pool| fuses(pool) && epilogue.residual.is_none());
-    if one_kernel {
+    if fits_one_pass(epilogue) {
         let (dtype, w_shape) = (x.dtype(), w.shape());
         let plan = tensor_cores(
             op,
@@ -56,6 +53,12 @@ pub(super) fn forward(
     Ok((y, extras))
 }
 
+/// Whether a kernel does all of it at once: no pool, or a fused one without a residual.
+fn fits_one_pass(epilogue: &Epilogue<'_>) -> bool {
+    let alone = |pool| fuses(pool) && epilogue.residual.is_none();
+    epilogue.pool.is_none_or(alone)
+}
+
 /// All of it in the convolution's kernel.
 #[allow(clippy::too_many_arguments)]
 fn on_tensor_cores(
@@ -68,10 +71,9 @@ fn on_tensor_cores(
     (v_shape, y_shape): (Shape, Shape),
     epilogue: &Epilogue<'_>,
 ) -> Result<(Tensor, Extras)> {
-    let record = |wanted: bool| wanted && epilogue.record;
     let mask = epilogue.masked().then(|| relu::gpu::mask(gpu, y_shape));
     let mask = mask.transpose()?;
-    let argmax = epilogue.pool.filter(|_| record(true));
+    let argmax = epilogue.pool.filter(|_| epilogue.record);
     let argmax = argmax.map(|pool| pool2d::gpu::argmax(gpu, y_shape, pool));
     let argmax = argmax.transpose()?;
     let mut statistics = match epilogue.statistics {
@@ -133,11 +135,7 @@ fn behind(
     if nothing {
         return Ok((v, Extras::default()));
     }
-    let one_pass = match then.pool {
-        Some(pool) => fuses(pool) && then.residual.is_none(),
-        None => true,
-    };
-    if !one_pass {
+    if !fits_one_pass(epilogue) {
         return composed(v, epilogue);
     }
     let vectors = Vectors::new(None, None);

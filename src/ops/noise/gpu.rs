@@ -42,6 +42,21 @@ pub(in crate::ops) struct Fused {
 }
 
 impl Fused {
+    /// No noise.
+    pub fn none() -> Self {
+        Fused {
+            mode: 0,
+            rows: Ptr::null(),
+            draw: Draw {
+                keys: [0; 2 * ROUNDS],
+                purpose_layer: 0,
+                blocks: 0,
+                sigma: 0.0,
+            },
+            row_pixels: divisor(1),
+        }
+    }
+
     /// For images of this shape.
     pub fn new(gpu: &Gpu, noise: Option<&Noise>, shape: Shape) -> Result<Self> {
         let row_pixels = divisor(shape.h * shape.w);
@@ -56,15 +71,8 @@ impl Fused {
                 row_pixels,
             }),
             None => Ok(Fused {
-                mode: 0,
-                rows: Ptr::null(),
-                draw: Draw {
-                    keys: [0; 2 * ROUNDS],
-                    purpose_layer: 0,
-                    blocks: 0,
-                    sigma: 0.0,
-                },
                 row_pixels,
+                ..Fused::none()
             }),
         }
     }

@@ -77,6 +77,21 @@ impl Plan {
         }
     }
 
+    /// The convolution alone: `y` of `x`, with noise in the operand load.
+    pub fn convolve(
+        &self,
+        gpu: &Gpu,
+        w: Weights<'_>,
+        y: Ptr,
+        x: Ptr,
+        bias: Option<Ptr>,
+        noise: &Fused,
+    ) -> Result<()> {
+        let packed = packed(gpu, self, w)?;
+        let operands = Operands::plain(y, x, bias);
+        self.launch(gpu, &packed, &operands, self.store(), noise, &Fused::none())
+    }
+
     /// `noise` is drawn in the operand load, `next` behind everything.
     pub fn launch(
         &self,
