@@ -1,5 +1,6 @@
 //! Opening a device: every way in which it can fail is one error, never cudarc's panic.
 
+use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
@@ -89,6 +90,7 @@ pub(super) struct Inner {
     pub modules: Mutex<HashMap<&'static str, Module>>,
     pub functions: Mutex<HashMap<&'static str, Function>>,
     pub tuning: RwLock<Arc<Tuning>>,
+    pub remembered: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
 /// A loaded kernel file.
@@ -239,6 +241,7 @@ impl Gpu {
         Ok(Gpu(Arc::new(Inner {
             context,
             stream,
+            remembered: Mutex::default(),
             tuning: RwLock::new(Arc::new(Tuning::embedded(&properties.name))),
             properties,
             pool: Mutex::new(Pool::new(options.reuse_memory)),
@@ -251,6 +254,17 @@ impl Gpu {
     /// Its number, as in `cuda:0`.
     pub fn ordinal(&self) -> usize {
         self.0.context.ordinal()
+    }
+
+    /// What an op remembers of this device, empty at first. It is forgotten when measurements change
+    /// ([`Gpu::set_tuning`]); take it before what was measured is read.
+    pub(crate) fn remembered<T: Any + Send + Sync + Default>(&self) -> Arc<T> {
+        let mut remembered = self.0.remembered.lock().unwrap_or_else(|e| e.into_inner());
+        let found = remembered
+            .entry(TypeId::of::<T>())
+            .or_insert_with(|| Arc::new(T::default()))
+            .clone();
+        found.downcast().expect("stored by its type")
     }
 
     /// How it was opened.
@@ -268,6 +282,9 @@ impl Gpu {
     pub fn set_tuning(&self, tuning: Tuning) {
         let mut place = self.0.tuning.write().unwrap_or_else(|e| e.into_inner());
         *place = Arc::new(tuning);
+        drop(place);
+        let mut remembered = self.0.remembered.lock().unwrap_or_else(|e| e.into_inner());
+        remembered.clear();
     }
 
     /// What is known of it.

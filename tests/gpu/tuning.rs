@@ -7,7 +7,7 @@ use noiseforge::ops::conv2d::tune::{Effort, measure};
 use noiseforge::ops::conv2d::{self, Conv2d};
 use noiseforge::tensor::{DType, Shape};
 
-use crate::harness::{once, values};
+use crate::harness::{emulator, once, values};
 
 const ONCE: Effort = Effort {
     sample: 0.0,
@@ -98,5 +98,46 @@ fn a_table_of_any_content_changes_no_bit() {
             gpu.set_tuning(Tuning::new(&measurements, &device));
             assert!(y() == expected, "blocking {blocking}");
         }
+    });
+}
+
+/// Plans are remembered, until other measurements come.
+#[test]
+fn a_new_table_is_heeded() {
+    let Some(emulator) = emulator() else {
+        return;
+    };
+    once(|gpu| {
+        // A stride that mma.sync alone takes.
+        let mut l = launch(Pass::Forward, false);
+        l.conv.stride = 2;
+        let x = values(l.x, 1).to_gpu(gpu).unwrap();
+        let x = x.to_dtype(DType::BF16).unwrap();
+        let w = values(l.w, 2).to_gpu(gpu).unwrap();
+        let device = gpu.properties().name.clone();
+        let switches = |blocking| {
+            let measurement = Measurement {
+                device: device.clone(),
+                operation: "noisy forward".to_string(),
+                dtype: DType::BF16,
+                n: l.x.n,
+                sizes: l.sizes(),
+                kernel: "mma".to_string(),
+                blocking,
+                microseconds: 1.0,
+            };
+            gpu.set_tuning(Tuning::new(&[measurement], &device));
+            let run = || {
+                emulator.take_stats();
+                conv2d::forward(&x, &w, None, l.conv).unwrap();
+                gpu.synchronize().unwrap();
+                emulator.take_stats().switches
+            };
+            let (first, second) = (run(), run());
+            assert_eq!(first, second, "blocking {blocking}");
+            first
+        };
+        // Their blocks have other barriers.
+        assert_ne!(switches(0), switches(3));
     });
 }

@@ -5,6 +5,7 @@
 
 use super::mma::{self, Demands};
 use super::model::Card;
+use super::plans::{Key, Plans};
 use super::{Conv2d, Weights, mma_weight_grad, plan, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
@@ -26,10 +27,36 @@ pub(in crate::ops) fn tensor_cores(
     conv: Conv2d,
     pool: bool,
 ) -> Result<Option<mma::Plan>> {
-    let options = gpu.options();
-    if dtype == DType::F32 && !options.tf32 {
+    if dtype == DType::F32 && !gpu.options().tf32 {
         return Ok(None);
     }
+    let key = Key {
+        grad,
+        dtype,
+        x,
+        w,
+        conv,
+        pool,
+        bias: false,
+    };
+    let plans = gpu.remembered::<Plans>();
+    plans
+        .tensor_cores
+        .get(key, || plan_tensor_cores(op, gpu, y, key))
+}
+
+/// A plan that nobody asked for before.
+fn plan_tensor_cores(op: &'static str, gpu: &Gpu, y: Shape, key: Key) -> Result<Option<mma::Plan>> {
+    let Key {
+        grad,
+        dtype,
+        x,
+        w,
+        conv,
+        pool,
+        ..
+    } = key;
+    let options = gpu.options();
     let tuning = gpu.tuning();
     let demands = Demands {
         pool,
@@ -165,16 +192,20 @@ pub(super) fn weight_grad(
         multiprocessors: gpu.properties().multiprocessors,
         shared: gpu.properties().shared,
     };
-    let plan = mma_weight_grad::plan(
-        op,
-        x.dtype(),
-        x.shape(),
+    let key = Key {
+        grad: false,
+        dtype: x.dtype(),
+        x: x.shape(),
         w,
-        dy.shape(),
-        db.is_some(),
         conv,
-        device,
-    )?;
+        pool: false,
+        bias: db.is_some(),
+    };
+    let plans = gpu.remembered::<Plans>();
+    let plan = plans.weight_grad.get(key, || {
+        let Key { dtype, x, bias, .. } = key;
+        mma_weight_grad::plan(op, dtype, x, w, dy.shape(), bias, conv, device)
+    })?;
     if let Some(plan) = plan {
         return weight_grad_on_tensor_cores(op, gpu, &plan, dy, x, &noise, dw, db);
     }

@@ -82,7 +82,7 @@ pub(in crate::ops) struct Demands<'a> {
 }
 
 /// A launch.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(in crate::ops) struct Plan {
     pub blocking: Blocking,
     pub gemm: Gemm,

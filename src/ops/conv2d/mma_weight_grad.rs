@@ -36,6 +36,7 @@ pub(in crate::ops) struct Device {
 }
 
 /// Launch of a weight gradient on tensor cores.
+#[derive(Clone, Copy)]
 pub(in crate::ops) struct Plan {
     pub p: WeightGrad,
     /// Whether a tile is ordered by position, and taps on padding are left out.

@@ -21,6 +21,7 @@ mod mma_weight_grad;
 pub mod model;
 mod operand;
 mod plan;
+mod plans;
 pub mod predict;
 pub mod tune;
 mod weight_grad;
@@ -36,7 +37,7 @@ use crate::tensor::{Shape, Tensor};
 pub use weights::{Constant, Weights};
 
 /// Geometry of a convolution; the kernel's size is the weight's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Conv2d {
     /// Step between output pixels, in input pixels; at least 1.
     pub stride: usize,

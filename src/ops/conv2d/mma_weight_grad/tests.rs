@@ -106,7 +106,6 @@ fn usual_layers_fill_a_large_gpu() {
         let p = &plan.p;
         assert_eq!(p.images * p.rows * p.cols, p.pixels);
         assert_eq!(p.pixels / 16 % (1 << p.log_parts), 0);
-        println!("{size} {c_in} {c_out}: {:?}", plan.work);
     }
 }
 
