@@ -14,7 +14,7 @@ use crate::ops::ensemble::{
 };
 use crate::ops::loss::argmax;
 use crate::ops::noise::{Key, Purpose, Row, Rows};
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::{Device, Shape, Tensor};
 
 pub use crate::ops::ensemble::{Average, combine};
 
@@ -25,6 +25,11 @@ pub trait Classifier {
 
     /// `[1, h, w, c]` of the images it takes.
     fn input(&self) -> Shape;
+
+    /// Where it wants its images.
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
 
     /// Scores `[n, 1, 1, classes]`, the largest wins; differences of scores are differences of
     /// log-probabilities. `rows[i]` names the random variables that image `i` meets.
@@ -286,6 +291,10 @@ impl Classifier for Ensemble<'_> {
 
     fn input(&self) -> Shape {
         self.model.config().input
+    }
+
+    fn device(&self) -> Device {
+        self.model.device().clone()
     }
 
     fn logits(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {

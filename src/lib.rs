@@ -17,6 +17,7 @@ pub mod ops;
 pub mod optim;
 pub mod report;
 pub mod rng;
+pub mod selftest;
 pub mod tensor;
 pub mod train;
 

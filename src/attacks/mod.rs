@@ -1,6 +1,22 @@
 //! Attacks on [`Classifier`](crate::ensemble::Classifier)s.
+//!
+//! An attack is written for one image, as in its paper: it asks ([`BlackBox`], [`WhiteBox`]) and offers
+//! what it finds. [`attack_black_box`] and [`attack_white_box`] run it on many images in one batch.
 
 pub mod carlini_wagner;
+pub mod gradient;
+mod image;
+mod objective;
+mod query;
+mod schedule;
+
+pub use image::{Goal, Image, Norm, largest_other, winner};
+pub use objective::Objective;
+pub use query::{BlackBox, Counts, Keep, OutOfQueries, Query, Slope, WhiteBox};
+pub use schedule::{
+    BlackBoxAttack, Found, Options, Report, Running, Targets, WhiteBoxAttack, attack_black_box,
+    attack_white_box,
+};
 
 use crate::error::{Error, Result};
 use crate::ops::margin::Direction;
@@ -29,6 +45,14 @@ impl Criterion {
         }
     }
 
+    /// Image `i`'s goal.
+    pub fn goal(&self, i: usize) -> Goal {
+        match self {
+            Criterion::Untargeted { labels } => Goal::Away(labels[i]),
+            Criterion::Targeted { targets } => Goal::Towards(targets[i]),
+        }
+    }
+
     /// Away from the label, or towards the target.
     pub fn direction(&self) -> Direction {
         match self {
@@ -39,10 +63,7 @@ impl Criterion {
 
     /// Whether a prediction for image `i` is a success.
     pub fn is_met(&self, i: usize, prediction: u32) -> bool {
-        match self {
-            Criterion::Untargeted { labels } => prediction != labels[i],
-            Criterion::Targeted { targets } => prediction == targets[i],
-        }
+        self.goal(i).is_met_by(prediction)
     }
 
     /// An error unless there is one class below `classes` for each of `n` images.

@@ -26,6 +26,8 @@ fn built(config: &Config, seed: u64) -> Result<Builder<'_>> {
         Arch::ModelA => model_a(&mut b, config)?,
         Arch::Small => small(&mut b, config)?,
         Arch::Linear => {
+            let noise = b.noise();
+            b.push(noise);
             b.push(Flatten::default());
             b.dense("classifier", config.classes, Layout::Matrix, false);
         }

@@ -106,7 +106,8 @@ impl<'a> Builder<'a> {
         self.layers.push(Box::new(layer));
     }
 
-    fn noise(&mut self) -> NoiseLayer {
+    /// The next noise layer.
+    pub fn noise(&mut self) -> NoiseLayer {
         let layer = self.noise_layers;
         self.noise_layers += 1;
         let authors = self.config.placement == NoisePlacement::Authors

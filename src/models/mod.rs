@@ -26,7 +26,7 @@ pub enum Arch {
     ModelA,
     /// Four convolutions and two linear layers, for demos and tests.
     Small,
-    /// `W x + b` on the flattened image: exact answers can be checked from outside.
+    /// `W x + b` on the flattened image, with noise on the image: exact answers can be checked from outside.
     Linear,
 }
 

@@ -13,7 +13,7 @@ pub use frozen::{FrozenBlock, FrozenDense};
 pub use residual::{Block, Gradients, Residual};
 
 use crate::error::Result;
-use crate::ops::noise::{Key, Noise, Normals};
+use crate::ops::noise::{self, Key, Noise, Normals};
 use crate::tensor::{DType, Device, Tensor};
 
 /// Which statistics batch normalisation uses.
@@ -197,6 +197,30 @@ impl NoiseLayer {
             normals: Normals::Fast,
         })
     }
+}
+
+/// By itself, where what follows does not draw it: the gradient of the addition is the identity.
+impl Layer for NoiseLayer {
+    fn noise(&self, pass: &Pass) -> Option<Noise> {
+        self.draw(pass)
+    }
+
+    fn forward(&mut self, x: Tensor, pass: &Pass, link: &Link<'_>) -> Result<Tensor> {
+        match self.draw(pass).filter(|_| !link.drawn) {
+            Some(noise) => noise::forward(&x, &noise),
+            None => Ok(x),
+        }
+    }
+
+    fn backward(&mut self, dy: Tensor, _: Back<'_>) -> Result<Option<Tensor>> {
+        Ok(Some(dy))
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Layer>> {
+        Ok(Box::new(*self))
+    }
+
+    fn visit(&mut self, _: &mut dyn FnMut(&str, Entry<'_>)) {}
 }
 
 /// Moves every parameter and buffer to a device and rounds it to a dtype; gradients start at 0.

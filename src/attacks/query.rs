@@ -1,0 +1,315 @@
+//! What one image's attack may ask of the classifier.
+//!
+//! An attack is written for one image, as the sequence of questions it asks; each `.await` is a
+//! question. [`schedule`](super::schedule) puts the questions of many images into one batch.
+
+use std::future::poll_fn;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
+
+use super::image::{Image, Norm};
+use super::objective::Objective;
+
+/// The image's query budget does not allow the next question. Attacks hand it on by `?`: what they
+/// offered before stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutOfQueries;
+
+/// An image to look at, and the random variables it meets.
+#[derive(Debug, Clone)]
+pub struct Query {
+    /// `h * w * c` values.
+    pub pixels: Vec<f32>,
+    /// Index of the draw: two queries with the same draw see the same noise. A draw is all the
+    /// classifier averages over.
+    pub draw: u32,
+}
+
+/// Answer to a query for a gradient.
+#[derive(Debug, Clone)]
+pub struct Slope {
+    /// The classifier's scores.
+    pub scores: Vec<f32>,
+    /// The objective.
+    pub value: f64,
+    /// Its gradient in the pixels.
+    pub gradient: Vec<f32>,
+}
+
+/// What was asked of the classifier for one image. A pass is one draw of one image through the
+/// network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Forward passes.
+    pub forward: u64,
+    /// Backward passes.
+    pub backward: u64,
+}
+
+/// Which of several adversarial images is the better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// The one closest to the original.
+    Closest(Norm),
+    /// The one that fools most surely: in the most confirmations, then by the larger margin.
+    Surest,
+}
+
+/// The best an attack has offered.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub pixels: Vec<f32>,
+    pub distance: f64,
+    /// Confirmations that met the goal, of how many; both 0 where nothing is random.
+    pub met: u32,
+    /// Mean margin of the confirmations, or of the offer itself where there were none.
+    pub margin: f64,
+    /// Margin of the offer itself.
+    pub seen: f64,
+    pub success: bool,
+}
+
+/// How offers are judged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Acceptance {
+    pub keep: Keep,
+    /// Verdicts on fresh draws that an offer has to pass; 0 where nothing is random.
+    pub confirmations: u32,
+    /// Margin by which the goal has to be met.
+    pub confidence: f64,
+}
+
+/// The letter box between an attack and the schedule.
+#[derive(Default)]
+pub(super) struct Mailbox {
+    pub question: Option<Question>,
+    pub scores: Option<Vec<Vec<f32>>>,
+    pub slopes: Option<Vec<Slope>>,
+}
+
+pub(super) enum Question {
+    Scores(Vec<Query>),
+    Slopes(Vec<(Query, Objective)>),
+}
+
+impl Question {
+    pub fn rows(&self) -> usize {
+        match self {
+            Question::Scores(queries) => queries.len(),
+            Question::Slopes(queries) => queries.len(),
+        }
+    }
+}
+
+/// A classifier that answers with scores: all a black-box attack may ask.
+pub struct BlackBox {
+    pub(super) mailbox: Arc<Mutex<Mailbox>>,
+    pub(super) image: Image,
+    pub(super) acceptance: Acceptance,
+    /// Passes that one query takes.
+    pub(super) draws: u64,
+    pub(super) budget: u64,
+    pub(super) counts: Counts,
+    pub(super) next_draw: u32,
+    pub(super) kept: Option<Kept>,
+    /// Whether the classifier is random.
+    pub(super) random: bool,
+}
+
+pub(super) fn lock(mailbox: &Mutex<Mailbox>) -> MutexGuard<'_, Mailbox> {
+    mailbox.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl BlackBox {
+    /// A draw nobody has seen yet. Where nothing is random all draws are the same one.
+    pub fn fresh_draw(&mut self) -> u32 {
+        self.next_draw += 1;
+        self.next_draw - 1
+    }
+
+    /// Whether the classifier answers the same query differently under another draw.
+    pub fn is_random(&self) -> bool {
+        self.random
+    }
+
+    /// Forward passes the budget still allows.
+    pub fn forwards_left(&self) -> u64 {
+        self.budget - self.counts.forward
+    }
+
+    /// Queries the budget still allows: each takes a pass for every draw averaged over.
+    pub fn queries_left(&self) -> u64 {
+        self.forwards_left() / self.draws
+    }
+
+    /// What was asked so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    fn pay(&mut self, rows: usize) -> Result<(), OutOfQueries> {
+        let passes = rows as u64 * self.draws;
+        if passes > self.forwards_left() {
+            return Err(OutOfQueries);
+        }
+        self.counts.forward += passes;
+        Ok(())
+    }
+
+    /// Scores of each image.
+    pub async fn scores(&mut self, queries: Vec<Query>) -> Result<Vec<Vec<f32>>, OutOfQueries> {
+        self.pay(queries.len())?;
+        if queries.is_empty() {
+            return Ok(Vec::new());
+        }
+        lock(&self.mailbox).question = Some(Question::Scores(queries));
+        let mailbox = &self.mailbox;
+        let answer = poll_fn(|_| match lock(mailbox).scores.take() {
+            Some(scores) => Poll::Ready(scores),
+            None => Poll::Pending,
+        });
+        Ok(answer.await)
+    }
+
+    /// Scores of one image under a fresh draw.
+    pub async fn look(&mut self, pixels: &[f32]) -> Result<Vec<f32>, OutOfQueries> {
+        let draw = self.fresh_draw();
+        let pixels = pixels.to_vec();
+        let mut scores = self.scores(vec![Query { pixels, draw }]).await?;
+        Ok(scores.remove(0))
+    }
+
+    /// Offers an image whose scores were seen: it is kept if it is better than what was kept before.
+    /// Where the classifier is random, an image that seems to be a success is first looked at under
+    /// fresh draws, and is one if it meets the goal in more than half of those verdicts.
+    ///
+    /// True if the image is a success beyond doubt, so that an attack within a bound need not go on.
+    pub async fn offer(&mut self, pixels: &[f32], scores: &[f32]) -> Result<bool, OutOfQueries> {
+        let goal = self.image.goal;
+        let Acceptance {
+            keep,
+            confirmations,
+            confidence,
+        } = self.acceptance;
+        let holds = |scores: &[f32]| goal.is_met(scores) && goal.margin(scores) >= confidence;
+        let mut new = Kept {
+            distance: match keep {
+                Keep::Closest(norm) => norm.distance(pixels, &self.image.pixels),
+                Keep::Surest => 0.0,
+            },
+            met: 0,
+            margin: goal.margin(scores),
+            seen: goal.margin(scores),
+            success: holds(scores),
+            pixels: Vec::new(),
+        };
+        if !self.would_keep(&new) {
+            return Ok(false);
+        }
+        if new.success && confirmations > 0 {
+            let mut queries = Vec::new();
+            for _ in 0..confirmations {
+                queries.push(Query {
+                    pixels: pixels.to_vec(),
+                    draw: self.fresh_draw(),
+                });
+            }
+            let verdicts = self.scores(queries).await?;
+            new.met = verdicts.iter().filter(|s| holds(s)).count() as u32;
+            new.success = 2 * new.met > confirmations;
+            let margins = verdicts.iter().map(|s| goal.margin(s)).sum::<f64>();
+            new.margin = margins / f64::from(confirmations);
+            if !self.would_keep(&new) {
+                return Ok(false);
+            }
+        }
+        let beyond_doubt = new.success && new.met == confirmations;
+        new.pixels = pixels.to_vec();
+        self.kept = Some(new);
+        Ok(beyond_doubt)
+    }
+
+    /// Whether an offer is better than what is kept.
+    fn would_keep(&self, new: &Kept) -> bool {
+        let Some(old) = &self.kept else { return true };
+        match self.acceptance.keep {
+            _ if new.success != old.success => new.success,
+            Keep::Closest(_) if new.success => new.distance < old.distance,
+            Keep::Closest(_) => new.margin > old.margin,
+            // Not confirmed yet: worth it where it looks better than the kept one looked.
+            Keep::Surest if new.met == 0 => new.seen > old.seen,
+            Keep::Surest => (new.met, new.margin) > (old.met, old.margin),
+        }
+    }
+
+    /// Distance of the closest success kept so far.
+    pub fn closest(&self) -> Option<f64> {
+        let kept = self.kept.as_ref().filter(|k| k.success)?;
+        Some(kept.distance)
+    }
+
+    /// The success kept so far.
+    pub fn success(&self) -> Option<&[f32]> {
+        let kept = self.kept.as_ref().filter(|k| k.success)?;
+        Some(&kept.pixels)
+    }
+
+    /// Whether an attack within a bound can stop: the success kept was never seen to fail.
+    pub fn is_sure(&self) -> bool {
+        let sure = |k: &Kept| k.success && k.met == self.acceptance.confirmations;
+        self.kept.as_ref().is_some_and(sure)
+    }
+}
+
+/// A classifier that also shows gradients.
+pub struct WhiteBox(pub(super) BlackBox);
+
+impl Deref for WhiteBox {
+    type Target = BlackBox;
+
+    fn deref(&self) -> &BlackBox {
+        &self.0
+    }
+}
+
+impl DerefMut for WhiteBox {
+    fn deref_mut(&mut self) -> &mut BlackBox {
+        &mut self.0
+    }
+}
+
+impl WhiteBox {
+    /// Scores, and value and gradient of each query's objective.
+    pub async fn slopes(
+        &mut self,
+        queries: Vec<(Query, Objective)>,
+    ) -> Result<Vec<Slope>, OutOfQueries> {
+        self.pay(queries.len())?;
+        if queries.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.counts.backward += queries.len() as u64 * self.draws;
+        lock(&self.mailbox).question = Some(Question::Slopes(queries));
+        let mailbox = &self.0.mailbox;
+        let answer = poll_fn(|_| match lock(mailbox).slopes.take() {
+            Some(slopes) => Poll::Ready(slopes),
+            None => Poll::Pending,
+        });
+        Ok(answer.await)
+    }
+
+    /// [`WhiteBox::slopes`] of one image under a fresh draw.
+    pub async fn slope(
+        &mut self,
+        pixels: &[f32],
+        objective: &Objective,
+    ) -> Result<Slope, OutOfQueries> {
+        let query = Query {
+            pixels: pixels.to_vec(),
+            draw: self.fresh_draw(),
+        };
+        let mut slopes = self.slopes(vec![(query, objective.clone())]).await?;
+        Ok(slopes.remove(0))
+    }
+}
