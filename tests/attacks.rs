@@ -106,7 +106,7 @@ fn steps_in_l2_are_exact_where_the_box_is_far() {
     let mut sorted = exact.clone();
     sorted.sort_by(f64::total_cmp);
     let eps = 0.5 * (sorted[14] + sorted[15]);
-    for attack in [Pgd::fgsm(Norm::L2, eps), Pgd::pgd(Norm::L2, eps)] {
+    for attack in [Pgd::fgsm(Norm::L2, eps), Pgd::projected(Norm::L2, eps)] {
         let found = run(
             &mut model,
             &linear.images,
@@ -142,7 +142,7 @@ fn no_result_depends_on_the_batch_or_the_order() {
     let attack = Pgd {
         steps: 5,
         restarts: 2,
-        ..Pgd::pgd(Norm::Linf, 0.02)
+        ..Pgd::projected(Norm::Linf, 0.02)
     };
     let of = |model: &mut Model, ids: &[u32], rows, mean_of_objective, draws| {
         let indices: Vec<usize> = ids.iter().map(|&i| i as usize).collect();
@@ -180,7 +180,7 @@ fn a_budget_is_never_exceeded_and_keeps_what_was_found() {
     let mut model = linear.model(0.0).unwrap();
     let attack = Pgd {
         steps: 50,
-        ..Pgd::pgd(Norm::L2, 1e-4)
+        ..Pgd::projected(Norm::L2, 1e-4)
     };
     let options = Options {
         budget: Some(7),
@@ -269,7 +269,7 @@ fn bad_arguments_are_named() {
         let result = run(&mut model, x, labels, &attack, 1, &options);
         result.unwrap_err().to_string()
     };
-    let pgd = Pgd::pgd(Norm::Linf, 0.1);
+    let pgd = Pgd::projected(Norm::Linf, 0.1);
     let (x, labels) = (&linear.images, &linear.labels[..]);
     let fine = Options::default;
     let outside = Tensor::from_vec(x.shape(), vec![1.5f32; x.shape().len()]).unwrap();
@@ -289,7 +289,7 @@ fn bad_arguments_are_named() {
         error(x, labels, pgd, none),
         "attacks: budget: expected at least 1 query, found 0"
     );
-    let zero = Pgd::pgd(Norm::Linf, 0.0);
+    let zero = Pgd::projected(Norm::Linf, 0.0);
     assert_eq!(
         error(x, labels, zero, fine()),
         "pgd: eps: expected a finite number above 0, found 0"
@@ -301,7 +301,7 @@ fn scores_that_are_not_finite_stop_the_attack() {
     let mut linear = Linear::sized(Case::Interior, Shape::new(2, 8, 8, 3), 3, 5);
     linear.weights[1][0] = f32::NAN;
     let mut model = linear.model(0.0).unwrap();
-    let attack = Pgd::pgd(Norm::Linf, 0.1);
+    let attack = Pgd::projected(Norm::Linf, 0.1);
     let result = run(
         &mut model,
         &linear.images,

@@ -77,7 +77,7 @@ impl Pgd {
     }
 
     /// PGD from a random start: 20 steps of a quarter of the radius.
-    pub fn pgd(norm: Norm, eps: f64) -> Self {
+    pub fn projected(norm: Norm, eps: f64) -> Self {
         Pgd {
             name: "pgd",
             step: eps / 4.0,
