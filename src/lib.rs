@@ -18,8 +18,10 @@ pub mod optim;
 pub mod report;
 pub mod rng;
 pub mod selftest;
+pub mod statistics;
 pub mod tensor;
 pub mod train;
+pub mod verdict;
 
 pub use error::{Error, Result};
 pub use tensor::{DType, Shape, Tensor};

@@ -1,71 +1,15 @@
 //! The program as its users run it: results, refusals in one clear line, nothing left half done.
 
+mod common;
+
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use noiseforge::data::{Spec, Split};
 use noiseforge::io::npy;
 
-fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_noiseforge"))
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn json(args: &[&str]) -> serde_json::Value {
-    let output = run(args);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Expects a refusal with this exit code whose message contains `message`.
-fn refused(args: &[&str], code: i32, message: &str) {
-    let output = run(args);
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
-    assert!(stderr.contains(message), "{args:?}: {stderr}");
-    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
-    assert!(
-        output.stdout.is_empty(),
-        "{args:?}: {}",
-        text(&output.stdout)
-    );
-    // clap adds usage hints; our own errors are one line
-    if code == 1 {
-        assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
-    }
-}
-
-fn files(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
-/// What trains a narrow network for one epoch on a few images.
-fn train_args(out: &Path) -> Vec<&str> {
-    let mut args: Vec<&str> =
-        "train --model small --width 2 --data synthetic:40 --epochs 1 --batch 16"
-            .split(' ')
-            .collect();
-    args.extend(["--out", out.to_str().unwrap()]);
-    args
-}
-
-/// Trains it; the folder holds the run.
-fn train(folder: &Path, more: &[&str]) -> serde_json::Value {
-    json(&[&train_args(folder)[..], &["--json"], more].concat())
-}
+use common::command::{files, json, refused, run, text, train, train_args};
 
 #[test]
 fn train_eval_predict_attack() {
@@ -152,7 +96,7 @@ fn train_eval_predict_attack() {
     let report = json(&[&args[..], &base[..]].concat());
     assert_eq!(files(&attacked), ["c-0.1", "c-1", "report.json"]);
     let one = &report["attacks"][1];
-    assert_eq!(one["c"], 1.0);
+    assert_eq!(one["parameters"]["c"], 1.0);
     assert_eq!(one["images"].as_array().unwrap().len(), 3);
     let (shape, adversarial) = npy::read_f32(&attacked.join("c-1/adv.npy")).unwrap();
     assert_eq!(shape, [3, 32, 32, 3]);
@@ -489,7 +433,7 @@ fn bad_weights_are_refused() {
     refused(
         &[&attack[..], &["--protocol", "cw", "--c", "0"]].concat(),
         1,
-        "initial c: expected a finite number above 0",
+        "first c: expected a finite number above 0",
     );
     refused(
         &[&attack[..], &["--target", "10"]].concat(),

@@ -2,8 +2,8 @@
 //! sizes (`benches/peers/README.md`).
 
 use anyhow::Result;
-use noiseforge::attacks::Criterion;
 use noiseforge::attacks::carlini_wagner::{CarliniWagner, attack};
+use noiseforge::attacks::{Criterion, Options, Targets};
 use noiseforge::ensemble::Ensemble;
 use noiseforge::models::{Arch, Config, Model};
 use noiseforge::nn::{Mode, Pass};
@@ -97,7 +97,14 @@ pub fn carlini_wagner() -> Result<Call> {
     };
     Ok(Box::new(move || {
         let mut net = Ensemble::new(&mut model, 0, Purpose::Attack, 1)?;
-        attack(&mut net, &x, &ids, &criterion, &params, &mut |_, _| Ok(()))?;
+        let targets = Targets {
+            x: &x,
+            ids: &ids,
+            criterion: &criterion,
+        };
+        attack(&mut net, targets, &params, &Options::default(), &mut |_| {
+            Ok(())
+        })?;
         Ok(())
     }))
 }

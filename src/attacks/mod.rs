@@ -12,10 +12,10 @@ mod schedule;
 
 pub use image::{Goal, Image, Norm, largest_other, winner};
 pub use objective::Objective;
-pub use query::{BlackBox, Counts, Keep, OutOfQueries, Query, Slope, WhiteBox};
+pub use query::{BlackBox, Counts, Keep, Offer, OutOfQueries, Query, Slope, WhiteBox};
 pub use schedule::{
     BlackBoxAttack, Found, Options, Report, Running, Targets, WhiteBoxAttack, attack_black_box,
-    attack_white_box,
+    attack_white_box, found_images, rms_l2,
 };
 
 use crate::error::{Error, Result};
@@ -42,6 +42,17 @@ impl Criterion {
         match self {
             Criterion::Untargeted { labels } => labels,
             Criterion::Targeted { targets } => targets,
+        }
+    }
+
+    /// The criterion of some of the images.
+    ///
+    /// Panics for an image that is not there.
+    pub fn select(&self, images: &[usize]) -> Self {
+        let classes = images.iter().map(|&i| self.classes()[i]).collect();
+        match self {
+            Criterion::Untargeted { .. } => Criterion::Untargeted { labels: classes },
+            Criterion::Targeted { .. } => Criterion::Targeted { targets: classes },
         }
     }
 

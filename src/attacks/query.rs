@@ -68,6 +68,22 @@ pub(super) struct Kept {
     /// Margin of the offer itself.
     pub seen: f64,
     pub success: bool,
+    pub c: Option<f64>,
+    /// The attack's own choice, to be kept whatever it is.
+    pub handed_in: bool,
+}
+
+/// What became of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// No better than what is kept; it was not looked at.
+    NotBetter,
+    /// No success, or one only by luck.
+    Refuted,
+    /// A success in more than half of the verdicts.
+    Success,
+    /// A success in all of them.
+    Sure,
 }
 
 /// How offers are judged.
@@ -113,6 +129,9 @@ pub struct BlackBox {
     pub(super) counts: Counts,
     pub(super) next_draw: u32,
     pub(super) kept: Option<Kept>,
+    pub(super) forward_at_success: Option<u64>,
+    /// Weight of the margin now, for attacks that have one: noted beside every offer.
+    pub c: Option<f64>,
     /// Whether the classifier is random.
     pub(super) random: bool,
 }
@@ -186,48 +205,96 @@ impl BlackBox {
     ///
     /// True if the image is a success beyond doubt, so that an attack within a bound need not go on.
     pub async fn offer(&mut self, pixels: &[f32], scores: &[f32]) -> Result<bool, OutOfQueries> {
-        let goal = self.image.goal;
-        let Acceptance {
-            keep,
-            confirmations,
-            confidence,
-        } = self.acceptance;
-        let holds = |scores: &[f32]| goal.is_met(scores) && goal.margin(scores) >= confidence;
+        Ok(self.try_offer(pixels, scores).await? == Offer::Sure)
+    }
+
+    /// [`BlackBox::offer`], and what became of it.
+    pub async fn try_offer(
+        &mut self,
+        pixels: &[f32],
+        scores: &[f32],
+    ) -> Result<Offer, OutOfQueries> {
+        let margin = self.image.goal.margin(scores);
         let mut new = Kept {
-            distance: match keep {
+            distance: match self.acceptance.keep {
                 Keep::Closest(norm) => norm.distance(pixels, &self.image.pixels),
                 Keep::Surest => 0.0,
             },
             met: 0,
-            margin: goal.margin(scores),
-            seen: goal.margin(scores),
-            success: holds(scores),
+            margin,
+            seen: margin,
+            success: self.holds(scores),
+            c: self.c,
+            handed_in: false,
             pixels: Vec::new(),
         };
         if !self.would_keep(&new) {
-            return Ok(false);
+            return Ok(Offer::NotBetter);
         }
-        if new.success && confirmations > 0 {
-            let mut queries = Vec::new();
-            for _ in 0..confirmations {
-                queries.push(Query {
-                    pixels: pixels.to_vec(),
-                    draw: self.fresh_draw(),
-                });
-            }
-            let verdicts = self.scores(queries).await?;
-            new.met = verdicts.iter().filter(|s| holds(s)).count() as u32;
+        let confirmations = self.acceptance.confirmations;
+        let seemed = new.success;
+        if seemed && confirmations > 0 {
+            (new.met, new.margin) = self.verdicts(pixels).await?;
             new.success = 2 * new.met > confirmations;
-            let margins = verdicts.iter().map(|s| goal.margin(s)).sum::<f64>();
-            new.margin = margins / f64::from(confirmations);
-            if !self.would_keep(&new) {
-                return Ok(false);
-            }
         }
-        let beyond_doubt = new.success && new.met == confirmations;
-        new.pixels = pixels.to_vec();
-        self.kept = Some(new);
-        Ok(beyond_doubt)
+        let offer = match new.success {
+            true if new.met == confirmations => Offer::Sure,
+            true => Offer::Success,
+            false => Offer::Refuted,
+        };
+        if self.would_keep(&new) {
+            if new.success {
+                self.forward_at_success.get_or_insert(self.counts.forward);
+            }
+            new.pixels = pixels.to_vec();
+            self.kept = Some(new);
+        }
+        Ok(offer)
+    }
+
+    /// Whether an image is a success under fresh draws, by majority. Always, where nothing is random:
+    /// it is asked of images that seem to be one.
+    pub async fn confirm(&mut self, pixels: &[f32]) -> Result<bool, OutOfQueries> {
+        let confirmations = self.acceptance.confirmations;
+        Ok(confirmations == 0 || 2 * self.verdicts(pixels).await?.0 > confirmations)
+    }
+
+    /// Verdicts on fresh draws: how many meet the goal, and their mean margin.
+    async fn verdicts(&mut self, pixels: &[f32]) -> Result<(u32, f64), OutOfQueries> {
+        let confirmations = self.acceptance.confirmations;
+        let mut queries = Vec::new();
+        for _ in 0..confirmations {
+            queries.push(Query {
+                pixels: pixels.to_vec(),
+                draw: self.fresh_draw(),
+            });
+        }
+        let verdicts = self.scores(queries).await?;
+        let met = verdicts.iter().filter(|s| self.holds(s)).count() as u32;
+        let goal = self.image.goal;
+        let margins = verdicts.iter().map(|s| goal.margin(s)).sum::<f64>();
+        Ok((met, margins / f64::from(confirmations)))
+    }
+
+    /// Whether scores meet the goal by the confidence asked for.
+    fn holds(&self, scores: &[f32]) -> bool {
+        let goal = self.image.goal;
+        goal.is_met(scores) && goal.margin(scores) >= self.acceptance.confidence
+    }
+
+    /// Hands in the attack's result as it is, for procedures that do not choose: success or not, it
+    /// replaces what was offered.
+    pub fn hand_in(&mut self, pixels: Vec<f32>, success: bool) {
+        self.kept = Some(Kept {
+            pixels,
+            success,
+            c: self.c,
+            handed_in: true,
+            distance: 0.0,
+            met: 0,
+            margin: 0.0,
+            seen: 0.0,
+        });
     }
 
     /// Whether an offer is better than what is kept.

@@ -22,7 +22,7 @@ use super::{Criterion, Objective};
 use crate::ensemble::{Average, Classifier, Differentiable, combine};
 use crate::error::{Error, Result};
 use crate::ops::noise::{Row, Rows};
-use crate::tensor::{Device, Shape, Tensor};
+use crate::tensor::{DType, Device, Kind, Shape, Tensor};
 
 /// An attack's work on one image.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), OutOfQueries>> + Send + 'a>>;
@@ -107,10 +107,48 @@ pub struct Found {
     pub l2: f64,
     /// `||x' - x||_inf` of `pixels`.
     pub linf: f64,
+    /// Weight of the margin against the distance that gave it (Carlini and Wagner's `c`); the last one
+    /// tried where there is no success. For attacks that have one.
+    pub c: Option<f64>,
     /// What it took.
     pub counts: Counts,
+    /// Forward passes when the first success was kept.
+    pub forward_at_success: Option<u64>,
     /// Whether the budget ended the attack.
     pub out_of_queries: bool,
+    /// Member of a composite attack that found it.
+    pub broken_by: Option<&'static str>,
+}
+
+impl Found {
+    /// With the distances between the original image and the one found.
+    pub(super) fn new(original: &[f32], pixels: Vec<f32>, success: bool, counts: Counts) -> Self {
+        Found {
+            l2: Norm::L2.distance(&pixels, original),
+            linf: Norm::Linf.distance(&pixels, original),
+            pixels,
+            success,
+            c: None,
+            forward_at_success: success.then_some(counts.forward),
+            counts,
+            out_of_queries: false,
+            broken_by: None,
+        }
+    }
+}
+
+/// The images found as a batch `[n, h, w, c]` on the CPU.
+///
+/// Errors: images of another size.
+pub fn found_images(found: &[Found], image: Shape) -> Result<Tensor> {
+    let pixels = found.iter().flat_map(|f| &f.pixels).copied().collect();
+    Tensor::from_vec::<f32>(image.with_n(found.len()), pixels)
+}
+
+/// Root mean square of the L2 distances: the RSE paper's average distortion, over all images, success
+/// or not.
+pub fn rms_l2(found: &[Found]) -> f64 {
+    (found.iter().map(|f| f.l2.powi(2)).sum::<f64>() / found.len() as f64).sqrt()
 }
 
 /// The images, their names and goals.
@@ -178,19 +216,22 @@ type Start<'a, 's> = dyn Fn(Image, BlackBox) -> Task<'a> + 's;
 fn finish(asked: BlackBox, result: Result<(), OutOfQueries>) -> Found {
     let original = asked.image.pixels;
     // The smallest distance of no success is none: the original stands for it.
-    let failed = |k: &Kept| matches!(asked.acceptance.keep, Keep::Closest(_)) && !k.success;
+    let closest = matches!(asked.acceptance.keep, Keep::Closest(_));
+    let failed = |k: &Kept| closest && !k.success && !k.handed_in;
     let success = asked.kept.as_ref().is_some_and(|k| k.success);
+    let kept = asked.kept.as_ref().filter(|k| k.success);
+    let c = kept.map_or(asked.c, |k| k.c);
     let pixels = match asked.kept {
         Some(kept) if !failed(&kept) => kept.pixels,
         _ => original.to_vec(),
     };
     Found {
-        l2: Norm::L2.distance(&pixels, &original),
-        linf: Norm::Linf.distance(&pixels, &original),
-        pixels,
-        success,
-        counts: asked.counts,
+        c,
+        forward_at_success: asked
+            .forward_at_success
+            .or(success.then_some(asked.counts.forward)),
         out_of_queries: result.is_err(),
+        ..Found::new(&original, pixels, success, asked.counts)
     }
 }
 
@@ -287,6 +328,37 @@ impl Active<'_> {
     }
 }
 
+/// An error naming what does not fit the classifier, or an option out of range.
+pub(super) fn check(
+    input: Shape,
+    classes: usize,
+    targets: Targets<'_>,
+    options: &Options,
+) -> Result<()> {
+    const OP: &str = "attacks";
+    let n = targets.ids.len();
+    let input = input.with_n(n);
+    targets.x.expect(OP, "x", input, Kind::from(DType::F32))?;
+    let inside = |v: &f32| (0.0..=1.0).contains(v);
+    if let Some(v) = targets.x.data::<f32>().iter().find(|v| !inside(v)) {
+        return Err(Error::argument(OP, "x", "values in [0, 1]", v));
+    }
+    targets.criterion.check(OP, n, classes)?;
+    for (arg, value) in [
+        ("rows", options.rows),
+        ("draws", options.mean_of_objective),
+        ("passes", options.passes),
+    ] {
+        if value == 0 {
+            return Err(Error::argument(OP, arg, "at least 1", 0));
+        }
+    }
+    if options.budget == Some(0) {
+        return Err(Error::argument(OP, "budget", "at least 1 query", 0));
+    }
+    Error::unless_not_negative(OP, "confidence", options.confidence)
+}
+
 struct Schedule<'n, 't> {
     net: &'n mut dyn Net,
     targets: Targets<'t>,
@@ -303,30 +375,7 @@ impl<'n, 't> Schedule<'n, 't> {
         keep: Keep,
         options: &'t Options,
     ) -> Result<Self> {
-        const OP: &str = "attacks";
-        let n = targets.ids.len();
-        let input = net.input().with_n(n);
-        if targets.x.shape() != input {
-            return Err(Error::argument(OP, "x", input, targets.x.shape()));
-        }
-        let inside = |v: &f32| (0.0..=1.0).contains(v);
-        if let Some(v) = targets.x.data::<f32>().iter().find(|v| !inside(v)) {
-            return Err(Error::argument(OP, "x", "values in [0, 1]", v));
-        }
-        targets.criterion.check(OP, n, net.classes())?;
-        for (arg, value) in [
-            ("rows", options.rows),
-            ("draws", options.mean_of_objective),
-            ("passes", options.passes),
-        ] {
-            if value == 0 {
-                return Err(Error::argument(OP, arg, "at least 1", 0));
-            }
-        }
-        if options.budget == Some(0) {
-            return Err(Error::argument(OP, "budget", "at least 1 query", 0));
-        }
-        Error::unless_not_negative(OP, "confidence", options.confidence)?;
+        check(net.input(), net.classes(), targets, options)?;
         Ok(Schedule {
             net,
             targets,
@@ -343,7 +392,7 @@ impl<'n, 't> Schedule<'n, 't> {
         let mut active: Vec<Active<'a>> = Vec::new();
         loop {
             let mut asked: usize = active.iter().map(rows_of).sum();
-            while asked < self.rows
+            while asked < self.rows_at_once()
                 && let Some(index) = waiting.next()
             {
                 let mut new = self.begin(index, start);
@@ -397,6 +446,8 @@ impl<'n, 't> Schedule<'n, 't> {
             counts: Counts::default(),
             next_draw: 0,
             kept: None,
+            forward_at_success: None,
+            c: None,
             random: options.confirmations > 0,
         };
         Active {

@@ -264,6 +264,26 @@ pub fn config_json(config: &Config) -> serde_json::Value {
     })
 }
 
+/// The description that [`config_json`] wrote into this file.
+pub fn config_of_json(path: &Path, value: &serde_json::Value) -> Result<Config> {
+    use serde_json::Value;
+    let Value::Object(map) = value else {
+        bail!("{}: no description of the network", path.display());
+    };
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Array(sizes) => {
+            let sizes: Vec<String> = sizes.iter().map(Value::to_string).collect();
+            sizes.join(",")
+        }
+        Value::Null => "none".to_string(),
+        other => other.to_string(),
+    };
+    let metadata = map.iter().map(|(k, v)| (k.clone(), text(v))).collect();
+    let config = Config::from_metadata(path, &metadata)?;
+    config.with_context(|| format!("{}: no name of the network", path.display()))
+}
+
 /// `println!` that does not panic when nobody reads on (`noiseforge ... | head`).
 macro_rules! say {
     ($($arg:tt)*) => {

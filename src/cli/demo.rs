@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
-use noiseforge::attacks::Criterion;
 use noiseforge::attacks::carlini_wagner::{self, CarliniWagner};
+use noiseforge::attacks::{Criterion, Found, Options, Targets, found_images, rms_l2};
 use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::ensemble::{Average, Ensemble};
 use noiseforge::evaluate::{Evaluation, Judge};
@@ -241,20 +241,29 @@ fn attack(twin: &mut Twin, test: &Dataset, scale: &Scale, seed: u64, c: f64) -> 
     let criterion = Criterion::Untargeted {
         labels: labels.clone(),
     };
-    let mut progress = |done: u32, _| {
-        bar.set_position(u64::from(done));
+    let targets = Targets {
+        x: &x,
+        ids: &ids,
+        criterion: &criterion,
+    };
+    let options = Options {
+        rows: ids.len(),
+        ..Options::default()
+    };
+    let mut report = |done: Option<(usize, &Found)>| {
+        bar.inc(u64::from(done.is_none()));
         common::check_stop()
     };
-    let outcome = carlini_wagner::attack(&mut net, &x, &ids, &criterion, &params, &mut progress)?;
+    let found = carlini_wagner::attack(&mut net, targets, &params, &options, &mut report)?;
     bar.finish_and_clear();
-    let adversarial = outcome.adversarial;
+    let adversarial = found_images(&found, x.shape())?;
     let attacked = Dataset::from_tensor(&adversarial, labels, test.classes().to_vec())?;
     let verdict = judge(&mut twin.model, &attacked, &ids, scale, seed)?;
     Ok(Attacked {
         c,
         adversarial,
         verdict,
-        rms: carlini_wagner::rms_l2(&outcome.found),
+        rms: rms_l2(&found),
     })
 }
 

@@ -40,6 +40,8 @@ enum Command {
     Predict(eval::PredictArgs),
     /// Attack a network
     Attack(attack::AttackArgs),
+    /// Find an attack's report again from the images it saved
+    Verify(attack::verify::VerifyArgs),
     /// Check every op's gradients against differences in double precision
     Gradcheck(gradcheck::Args),
     /// Time of the networks' convolutions: by a model of the card, or measured to choose their tiles
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::eval(args, json),
         Command::Predict(args) => eval::predict(args, json),
         Command::Attack(args) => attack::run(args, json),
+        Command::Verify(args) => attack::verify::run(args, json),
         Command::Gradcheck(args) => gradcheck::run(args, json),
         Command::Bench(args) => bench::run(args, json),
         Command::Noise(args) => noise::run(args, json),

@@ -5,6 +5,7 @@
 //! result does not depend on the batch around it.
 
 use super::conv2d::{self, Conv2d, Weights};
+use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -34,7 +35,23 @@ pub fn forward<'w>(x: &Tensor, w: impl Into<Weights<'w>>, b: Option<&Tensor>) ->
     expect_rows(OP, "x", x.shape())?;
     expect_rows(OP, "w", w.shape())?;
     w.expect(OP, "w", w.shape().with_c(x.shape().c), x.kind().master())?;
-    conv2d::forward_noisy(OP, x, None, w, b, CONV)
+    if x.gpu().is_some() {
+        return conv2d::forward_noisy(OP, x, None, w, b, CONV);
+    }
+    // The bias last: where it is large, a sum that began with it would lose the products' digits.
+    let mut y = conv2d::forward_noisy(OP, x, None, w, None, CONV)?;
+    if let Some(b) = b {
+        b.expect(OP, "b", Shape::vector(y.shape().c), y.kind())?;
+        let c = y.shape().c;
+        dispatch!(y.dtype(), T => {
+            for row in y.data_mut::<T>().chunks_mut(c) {
+                for (y, b) in row.iter_mut().zip(b.data::<T>()) {
+                    *y += *b;
+                }
+            }
+        });
+    }
+    Ok(y)
 }
 
 /// Gradient in `x`: `dx = dy w`.

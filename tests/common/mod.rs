@@ -1,4 +1,8 @@
 //! What several tests share.
+// Each test program uses its share.
+#![allow(dead_code)]
+
+pub mod command;
 
 /// Values in [-1, 1) without pattern, exact in f32: a linear congruential generator's upper bits.
 pub fn values(len: usize, seed: u64) -> Vec<f64> {

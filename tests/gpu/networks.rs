@@ -1,7 +1,7 @@
 //! Whole networks on the GPU path beside the CPU: training, attacks, ensembles.
 
-use noiseforge::attacks::Criterion;
-use noiseforge::attacks::carlini_wagner::{CarliniWagner, Outcome, Protocol, attack};
+use noiseforge::attacks::carlini_wagner::{CarliniWagner, First, Protocol, attack};
+use noiseforge::attacks::{Criterion, Found, Options, Targets};
 use noiseforge::data::{Augment, Spec, Split};
 use noiseforge::ensemble::{Average, Classifier, Ensemble};
 use noiseforge::models::{Arch, Config, Model};
@@ -236,21 +236,28 @@ fn attack_steps_neither_allocate_nor_wait() {
         let mut model = lively();
         let gpu = open_pooled();
         model.to(&Device::Gpu(gpu.clone()), DType::F32).unwrap();
-        let x = images(model.config().input, 3, 9).to_gpu(&gpu).unwrap();
+        let x = images(model.config().input, 3, 9);
         let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, 2).unwrap();
         let criterion = Criterion::Untargeted {
             labels: vec![0, 1, 2],
+        };
+        let targets = Targets {
+            x: &x,
+            ids: &[3, 1, 4],
+            criterion: &criterion,
         };
         let params = CarliniWagner {
             steps: 8,
             ..CarliniWagner::rse(0.5)
         };
         let mut counts = Vec::new();
-        let mut count = |_, _| {
-            counts.push(emulator.take_stats());
+        let mut count = |done: Option<(usize, &Found)>| {
+            if done.is_none() {
+                counts.push(emulator.take_stats());
+            }
             Ok(())
         };
-        attack(&mut net, &x, &[3, 1, 4], &criterion, &params, &mut count).unwrap();
+        attack(&mut net, targets, &params, &Options::default(), &mut count).unwrap();
         assert_eq!(counts.len(), 8);
         for stats in &counts[2..] {
             assert_eq!(stats.graph_launches, 1, "{stats:?}");
@@ -322,17 +329,26 @@ pub fn lively() -> Model {
     model
 }
 
-fn attacked(device: &Device, params: &CarliniWagner, eot: usize) -> Outcome {
+fn attacked(device: &Device, params: &CarliniWagner, eot: usize) -> Vec<Found> {
     let mut model = lively();
     model.to(device, DType::F32).unwrap();
-    let x = images(model.config().input, 5, 9).to(device).unwrap();
+    let x = images(model.config().input, 5, 9);
     let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, eot).unwrap();
     net.average = Average::Logits;
     let rows: Rows = (0..5).map(|id| Row { id, draw: 0 }).collect();
-    let labels = net.predict(&x, &rows).unwrap();
+    let labels = net.predict(&x.to(device).unwrap(), &rows).unwrap();
     let ids = [3, 1, 4, 15, 9];
     let criterion = Criterion::Untargeted { labels };
-    attack(&mut net, &x, &ids, &criterion, params, &mut |_, _| Ok(())).unwrap()
+    let targets = Targets {
+        x: &x,
+        ids: &ids,
+        criterion: &criterion,
+    };
+    let options = Options {
+        passes: eot,
+        ..Options::default()
+    };
+    attack(&mut net, targets, params, &options, &mut |_| Ok(())).unwrap()
 }
 
 #[test]
@@ -348,40 +364,54 @@ fn ten_steps_of_the_attack_are_the_cpus() {
     };
     let search = CarliniWagner {
         protocol: Protocol::Search {
-            initial_c: 0.1,
+            first: First::Given(0.1),
             search_steps: 2,
+            at_once: 1,
             abort_early: true,
         },
         steps: 10,
         lr: 0.02,
+        lr_end: 0.02,
         kappa: 0.0,
+    };
+    let estimated = CarliniWagner {
+        protocol: Protocol::Search {
+            first: First::Linear,
+            search_steps: 5,
+            at_once: 2,
+            abort_early: true,
+        },
+        lr_end: 0.01,
+        ..search
     };
     let mut cases = vec![(rse, 1), (rse, 3)];
     // The search ends rows and keeps the closest, so its hinge must hold: on the emulator, whose
     // arithmetic is so near the CPU's that nothing is blown up.
     if emulator().is_some() {
-        cases.push((search, 1));
+        cases.extend([(search, 1), (estimated, 2)]);
     }
     for (params, eot) in cases {
         let cpu = attacked(&Device::Cpu, &params, eot);
         let gpu = once(|_| attacked(&Device::Gpu(open_pooled()), &params, eot));
         // Adam divides by the gradient's size: where a gradient is as small as its rounding error, a
         // step may go the other way. Few pixels may, and none farther than ten steps of `lr` go.
-        let pixels = cpu.adversarial.data::<f32>().iter();
-        let moved = pixels
-            .zip(gpu.adversarial.data::<f32>())
-            .map(|(a, b)| (a - b).abs());
+        let pixels =
+            |found: &[Found]| -> Vec<f32> { found.iter().flat_map(|f| f.pixels.clone()).collect() };
+        let (on_cpu, on_gpu) = (pixels(&cpu), pixels(&gpu));
+        let moved = on_cpu.iter().zip(&on_gpu).map(|(a, b)| (a - b).abs());
         let strayed = moved.clone().filter(|&d| d > 1e-4).count();
-        let total = cpu.adversarial.shape().len();
+        let total = on_cpu.len();
         assert!(strayed * 100 <= total, "{params:?}: {strayed} of {total}");
         let farthest = moved.fold(0.0, f32::max);
         assert!(
             f64::from(farthest) <= 0.5 * params.lr * 10.0,
             "{params:?}: {farthest}"
         );
-        for (a, b) in cpu.found.iter().zip(&gpu.found) {
-            assert_eq!((a.success, a.c, a.passes), (b.success, b.c, b.passes));
-            assert!((a.l2_squared - b.l2_squared).abs() < 1e-3 * (a.l2_squared + 1e-3));
+        for (a, b) in cpu.iter().zip(&gpu) {
+            assert_eq!((a.success, a.counts), (b.success, b.counts), "{params:?}");
+            let (c, d) = (a.c.unwrap(), b.c.unwrap());
+            assert!((c / d - 1.0).abs() < 1e-4, "{c} {d}");
+            assert!((a.l2.powi(2) - b.l2.powi(2)).abs() < 1e-3 * (a.l2.powi(2) + 1e-3));
         }
     }
 }

@@ -1,166 +1,156 @@
-//! One minimisation on the CPU.
+//! Minimisations of one image, side by side at several constants.
 
-use super::{CarliniWagner, put_row, row};
-use crate::attacks::Criterion;
-use crate::ensemble::Differentiable;
-use crate::error::{Error, Result};
-use crate::ops::adam::{self, Adam};
-use crate::ops::loss::argmax;
-use crate::ops::margin;
-use crate::ops::noise::{Row, Rows};
+use super::CarliniWagner;
+use crate::attacks::query::Offer;
+use crate::attacks::{Goal, Image, Objective, OutOfQueries, Query, WhiteBox};
+use crate::ops::adam;
 use crate::ops::tanh_space;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
-/// One minimisation at given constants.
-pub(super) struct Descent<'a> {
-    pub net: &'a mut dyn Differentiable,
-    pub x: &'a Tensor,
-    pub ids: &'a [u32],
-    pub criterion: &'a Criterion,
-    pub params: &'a CarliniWagner,
+/// `min(margin, kappa)`: the hinge to be raised, whose gradient is 0 from `kappa` on.
+pub(super) fn hinge(goal: Goal, kappa: f64) -> Objective {
+    let margin = Objective::margin(goal);
+    Objective::new(move |scores, gradient| {
+        let value = margin.evaluate(scores, gradient);
+        if value >= kappa {
+            gradient.fill(0.0);
+            return kappa;
+        }
+        value
+    })
+}
+
+/// How a minimisation ends.
+pub(super) struct Ends {
     /// See [`tanh_space::from_image`].
     pub shrink: f64,
     pub abort_early: bool,
-    /// Draw of the first step.
-    pub first_draw: u32,
-}
-
-pub(super) struct Last {
-    /// Iterate after the last step, on the CPU.
-    pub images: Tensor,
-    /// Whether the iterate in front of the last step met the criterion.
-    pub success: Vec<bool>,
-    pub passes: Vec<u32>,
+    /// Whether successes on the way are offered.
+    pub offers: bool,
 }
 
 pub(super) struct Descended {
-    pub last: Last,
-    /// The closest success on the way and its squared distance.
-    pub closest: Vec<Option<(f64, Vec<f32>)>>,
+    /// Iterates after the last step, one for each constant.
+    pub last: Vec<Vec<f32>>,
+    /// Whether the iterate in front of the last step met the goal, or, where successes are offered, any.
+    pub success: Vec<bool>,
 }
 
-impl Descent<'_> {
-    pub fn run(self, c: &[f64], progress: &mut dyn FnMut(u32) -> Result<()>) -> Result<Descended> {
-        match self.x.gpu().cloned() {
-            Some(gpu) => super::device::run(self, &gpu, c, progress),
-            None => self.run_on_host(c, progress),
+/// Adam's state at the constants still running.
+struct Running {
+    /// Which constant each row is.
+    constants: Vec<usize>,
+    original: Tensor,
+    w: Tensor,
+    m: Tensor,
+    v: Tensor,
+}
+
+impl Running {
+    fn keep(&mut self, rows: &[usize]) {
+        self.constants = rows.iter().map(|&r| self.constants[r]).collect();
+        for tensor in [&mut self.original, &mut self.w, &mut self.m, &mut self.v] {
+            *tensor = tensor.gather_rows(rows).expect("rows that are there");
         }
     }
+}
 
-    fn run_on_host(
-        self,
-        c: &[f64],
-        progress: &mut dyn FnMut(u32) -> Result<()>,
-    ) -> Result<Descended> {
-        let Descent {
-            net,
-            x,
-            ids,
-            criterion,
-            params,
-            ..
-        } = self;
-        let n = ids.len();
-        let adam = Adam {
-            lr: params.lr,
-            ..Adam::default()
-        };
-        let mut last = Last {
-            images: x.clone(),
-            success: vec![false; n],
-            passes: vec![0; n],
-        };
-        let mut closest = vec![None; n];
-        let mut previous_loss = vec![f64::INFINITY; n];
-        let mut stalled = vec![0; n];
-        let check_every = (params.steps / 10).max(1);
+/// Each row of images of this shape.
+fn rows(images: &Tensor) -> impl Iterator<Item = &[f32]> {
+    images.data::<f32>().chunks(images.shape().row_len())
+}
 
-        // Rows still running: `active[r]` is the image in row `r` of these tensors.
-        let mut active: Vec<usize> = (0..n).collect();
-        let mut original = x.clone();
-        let mut w = tanh_space::from_image(x, self.shrink)?;
-        let mut m = w.zeros_like()?;
-        let mut v = m.clone();
+/// The constants share the draws of each step.
+pub(super) async fn descend(
+    net: &mut WhiteBox,
+    image: &Image,
+    params: &CarliniWagner,
+    c: &[f64],
+    ends: Ends,
+) -> Result<Descended, OutOfQueries> {
+    const FITS: &str = "an image as the classifier takes it";
+    let n = c.len();
+    let shape: Shape = image.shape.with_n(n);
+    let objective = hinge(image.goal, params.kappa);
+    let original = Tensor::from_vec(shape, image.pixels.repeat(n)).expect(FITS);
+    let w = tanh_space::from_image(&original, ends.shrink).expect(FITS);
+    let mut running = Running {
+        constants: (0..n).collect(),
+        m: Tensor::zeros(shape, w.dtype()),
+        v: Tensor::zeros(shape, w.dtype()),
+        original,
+        w,
+    };
+    let mut result = Descended {
+        last: vec![Vec::new(); n],
+        success: vec![false; n],
+    };
+    let mut previous_loss = vec![f64::INFINITY; n];
+    let mut stalled = vec![0; n];
+    let check_every = (params.steps / 10).max(1);
 
-        for step in 0..params.steps {
-            let adversarial = tanh_space::to_image(&w)?;
-            let rows: Rows = active
-                .iter()
-                .map(|&i| Row {
-                    id: ids[i],
-                    draw: self.first_draw + step,
-                })
-                .collect();
-            let classes: Vec<u32> = active.iter().map(|&i| criterion.classes()[i]).collect();
-            let weights: Vec<f64> = active.iter().map(|&i| c[i]).collect();
-            let mut margins = Vec::new();
-            let (scores, df) = net.input_grad(&adversarial, &rows, &mut |scores| {
-                let bad = scores.count_not_finite()?;
-                if bad > 0 {
-                    return Err(Error::NotFinite {
-                        what: format!("logits at attack step {step}"),
-                        count: bad,
-                        total: scores.shape().len(),
-                    });
-                }
-                let (values, gradient) = margin::forward_backward(
-                    scores,
-                    &classes,
-                    criterion.direction(),
-                    params.kappa,
-                    &weights,
-                )?;
-                margins = values;
-                Ok(gradient)
-            })?;
-            let (squared, dw) = tanh_space::backward(&adversarial, &original, &df)?;
+    for step in 0..params.steps {
+        let adversarial = tanh_space::to_image(&running.w).expect(FITS);
+        let draw = net.fresh_draw();
+        let queries = rows(&adversarial).map(|row| {
+            let pixels = row.to_vec();
+            (Query { pixels, draw }, objective.clone())
+        });
+        let slopes = net.slopes(queries.collect()).await?;
+        let mut df = Vec::with_capacity(adversarial.shape().len());
+        for (slope, &k) in slopes.iter().zip(&running.constants) {
+            df.extend(slope.gradient.iter().map(|g| -(c[k] as f32) * g));
+        }
+        let df = Tensor::from_vec(adversarial.shape(), df).expect(FITS);
+        let (squared, dw) = tanh_space::backward(&adversarial, &running.original, &df).expect(FITS);
 
-            let predictions = argmax(&scores)?;
-            for (r, &i) in active.iter().enumerate() {
-                last.passes[i] += 1;
-                last.success[i] =
-                    criterion.is_met(i, predictions[r]) && margins[r] <= -params.kappa;
-                let closer =
-                    |best: &Option<(f64, _)>| best.as_ref().is_none_or(|b| squared[r] < b.0);
-                if last.success[i] && closer(&closest[i]) {
-                    closest[i] = Some((squared[r], row(&adversarial, r).to_vec()));
-                }
-            }
-
-            let t = vec![step + 1; active.len()];
-            adam::step(&mut w, &dw, &mut m, &mut v, &t, adam)?;
-            progress(step + 1)?;
-
-            if self.abort_early && step % check_every == 0 {
-                let mut keep = Vec::new();
-                for (r, &i) in active.iter().enumerate() {
-                    let loss = squared[r] + c[i] * margins[r];
-                    let fell = loss <= 0.9999 * previous_loss[i];
-                    stalled[i] = if fell { 0 } else { stalled[i] + 1 };
-                    previous_loss[i] = loss;
-                    if stalled[i] < 2 {
-                        keep.push(r);
-                    }
-                }
-                if keep.len() < active.len() {
-                    let images = tanh_space::to_image(&w)?;
-                    for (r, &i) in active.iter().enumerate() {
-                        put_row(&mut last.images, i, row(&images, r));
-                    }
-                    active = keep.iter().map(|&r| active[r]).collect();
-                    for tensor in [&mut original, &mut w, &mut m, &mut v] {
-                        *tensor = tensor.gather_rows(&keep)?;
-                    }
-                }
-                if active.is_empty() {
-                    break;
-                }
+        for ((pixels, slope), &k) in rows(&adversarial).zip(&slopes).zip(&running.constants) {
+            let met = image.goal.is_met(&slope.scores)
+                && image.goal.margin(&slope.scores) >= params.kappa;
+            net.c = Some(c[k]);
+            if !ends.offers {
+                result.success[k] = met;
+            } else if met {
+                let success = match net.try_offer(pixels, &slope.scores).await? {
+                    Offer::Refuted => false,
+                    Offer::Success | Offer::Sure => true,
+                    Offer::NotBetter => result.success[k] || net.confirm(pixels).await?,
+                };
+                result.success[k] |= success;
             }
         }
-        let images = tanh_space::to_image(&w)?;
-        for (r, &i) in active.iter().enumerate() {
-            put_row(&mut last.images, i, row(&images, r));
+
+        let t = vec![step + 1; running.constants.len()];
+        let Running { w, m, v, .. } = &mut running;
+        adam::step(w, &dw, m, v, &t, params.adam(step)).expect(FITS);
+
+        if ends.abort_early && step % check_every == 0 {
+            let mut keep = Vec::new();
+            for (r, &k) in running.constants.iter().enumerate() {
+                let loss = squared[r] - c[k] * slopes[r].value;
+                let fell = loss <= 0.9999 * previous_loss[k];
+                stalled[k] = if fell { 0 } else { stalled[k] + 1 };
+                previous_loss[k] = loss;
+                if stalled[k] < 2 {
+                    keep.push(r);
+                }
+            }
+            if keep.len() < running.constants.len() {
+                take_last(&running, &mut result);
+                running.keep(&keep);
+            }
+            if keep.is_empty() {
+                return Ok(result);
+            }
         }
-        Ok(Descended { last, closest })
+    }
+    take_last(&running, &mut result);
+    Ok(result)
+}
+
+fn take_last(running: &Running, result: &mut Descended) {
+    let images = tanh_space::to_image(&running.w).expect("w has no more than f32");
+    for (row, &k) in rows(&images).zip(&running.constants) {
+        result.last[k] = row.to_vec();
     }
 }

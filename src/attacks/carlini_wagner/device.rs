@@ -3,9 +3,11 @@
 
 use std::time::Instant;
 
-use super::descent::{Descended, Descent, Last};
-use super::{put_row, row};
-use crate::attacks::Criterion;
+use super::search::Search;
+use super::{CarliniWagner, First, Protocol, SHRINK};
+use crate::attacks::{
+    Counts, Criterion, Found, Options, Report, Targets, WhiteBoxAttack, schedule,
+};
 use crate::ensemble::Differentiable;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, LOOK_EVERY, Repeated};
@@ -13,7 +15,7 @@ use crate::ops::adam::Adam;
 use crate::ops::margin::{self, Direction, Margin};
 use crate::ops::noise::Row;
 use crate::ops::tanh_space::{Attacked, Iterates};
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
 
 /// Factor on the margins' gradient, so that it survives 16-bit activations; a power of two, so that
 /// it changes no bit of the others'.
@@ -21,8 +23,8 @@ const SCALE: f32 = 64.0;
 
 /// The rows of one batch that still run.
 struct Running {
-    /// Which image each row is.
-    images: Vec<usize>,
+    /// Which minimisation each row is.
+    rows: Vec<usize>,
     iterates: Iterates,
     classes: Buffer<u32>,
     margins: Buffer<Margin>,
@@ -30,12 +32,12 @@ struct Running {
 }
 
 impl Running {
-    fn new(gpu: &Gpu, images: Vec<usize>, iterates: Iterates, classes: &[u32]) -> Result<Self> {
-        let classes: Vec<u32> = images.iter().map(|&i| classes[i]).collect();
+    fn new(gpu: &Gpu, rows: Vec<usize>, iterates: Iterates, classes: &[u32]) -> Result<Self> {
+        let classes: Vec<u32> = rows.iter().map(|&r| classes[r]).collect();
         Ok(Running {
-            margins: gpu.alloc(images.len())?,
+            margins: gpu.alloc(rows.len())?,
             classes: gpu.upload(&classes)?,
-            images,
+            rows,
             iterates,
             repeated: Repeated::default(),
         })
@@ -60,6 +62,13 @@ impl Running {
         iterates.step(&df, margins, SCALE)
     }
 
+    /// From now on with this step size: another one needs a graph of its own.
+    fn set_adam(&mut self, adam: Adam) {
+        if self.iterates.set_adam(adam) {
+            self.repeated = Repeated::default();
+        }
+    }
+
     /// The next step, replayed once it is recorded.
     fn advance(
         &mut self,
@@ -75,89 +84,296 @@ impl Running {
     }
 
     /// Takes the results of `rows` over.
-    fn finish(&self, rows: &[usize], state: &[Attacked], to: &mut Descended) -> Result<()> {
+    fn finish(&self, rows: &[usize], state: &[Attacked], to: &mut [Descended]) -> Result<()> {
         let last = self.iterates.last()?.to_cpu()?;
         let best = self.iterates.best().to_cpu()?;
         for &r in rows {
-            let (i, s) = (self.images[r], &state[r]);
-            put_row(&mut to.last.images, i, row(&last, r));
-            to.last.success[i] = s.success != 0;
-            to.last.passes[i] = s.steps;
-            to.closest[i] = s.best.is_finite().then(|| (s.best, row(&best, r).to_vec()));
+            let s = &state[r];
+            to[self.rows[r]] = Descended {
+                last: row(&last, r).to_vec(),
+                success: s.success != 0,
+                passes: s.steps,
+                closest: s.best.is_finite().then(|| (s.best, row(&best, r).to_vec())),
+            };
         }
         Ok(())
     }
 }
 
-pub(super) fn run(
-    descent: Descent<'_>,
-    gpu: &Gpu,
-    c: &[f64],
-    progress: &mut dyn FnMut(u32) -> Result<()>,
-) -> Result<Descended> {
-    let Descent {
-        net,
-        x,
-        ids,
-        criterion,
-        params,
-        shrink,
-        abort_early,
-        first_draw,
-    } = descent;
-    let n = ids.len();
-    let check_every = (params.steps / 10).max(1);
-    let names: Vec<Row> = ids
-        .iter()
-        .map(|&id| Row {
-            id,
-            draw: first_draw,
-        })
-        .collect();
-    let adam = Adam {
-        lr: params.lr,
-        ..Adam::default()
-    };
-    let checks = if abort_early { check_every } else { 0 };
-    let iterates = Iterates::new(x, DType::F32, shrink, c, &names, adam, checks)?;
-    let mut running = Running::new(gpu, (0..n).collect(), iterates, criterion.classes())?;
-    let mut result = Descended {
-        last: Last {
-            images: x.to_cpu()?,
-            success: vec![false; n],
-            passes: vec![0; n],
-        },
-        closest: vec![None; n],
-    };
+/// What became of one minimisation.
+#[derive(Default)]
+struct Descended {
+    /// Iterate after the last step.
+    last: Vec<f32>,
+    /// Whether the iterate in front of the last step met the goal.
+    success: bool,
+    passes: u32,
+    /// The closest success on the way, and its squared distance.
+    closest: Option<(f64, Vec<f32>)>,
+}
 
-    let mut looked = Instant::now();
-    for step in 0..params.steps {
-        running.advance(gpu, net, criterion, params.kappa)?;
-        let checked = abort_early && step % check_every == 0;
-        if checked || looked.elapsed() > LOOK_EVERY {
-            let state = running.iterates.read()?;
-            looked = Instant::now();
-            check_finite(&state)?;
-            let (keep, done): (Vec<usize>, Vec<usize>) =
-                (0..state.len()).partition(|&r| state[r].active != 0);
-            if keep.is_empty() {
-                break;
+/// Minimisations, one a row.
+struct Descents<'a> {
+    /// Position of each row's image among the targets.
+    images: Vec<usize>,
+    c: Vec<f64>,
+    /// Draw of the first step.
+    first_draw: u32,
+    shrink: f64,
+    abort_early: bool,
+    targets: Targets<'a>,
+    params: &'a CarliniWagner,
+}
+
+impl Descents<'_> {
+    fn run(
+        &self,
+        net: &mut dyn Differentiable,
+        gpu: &Gpu,
+        report: &mut Report<'_>,
+    ) -> Result<Vec<Descended>> {
+        let Targets { x, ids, criterion } = self.targets;
+        let params = self.params;
+        let x = x.gather_rows(&self.images)?.to_gpu(gpu)?;
+        let names: Vec<Row> = self
+            .images
+            .iter()
+            .map(|&i| Row {
+                id: ids[i],
+                draw: self.first_draw,
+            })
+            .collect();
+        let classes: Vec<u32> = self
+            .images
+            .iter()
+            .map(|&i| criterion.classes()[i])
+            .collect();
+        let check_every = (params.steps / 10).max(1);
+        let checks = if self.abort_early { check_every } else { 0 };
+        let iterates = Iterates::new(
+            &x,
+            DType::F32,
+            self.shrink,
+            &self.c,
+            &names,
+            params.adam(0),
+            checks,
+        )?;
+        let mut results: Vec<Descended> = Vec::new();
+        results.resize_with(self.c.len(), Descended::default);
+        let mut running = Running::new(gpu, (0..self.c.len()).collect(), iterates, &classes)?;
+
+        let mut looked = Instant::now();
+        for step in 0..params.steps {
+            running.set_adam(params.adam(step));
+            running.advance(gpu, net, criterion, params.kappa)?;
+            let checked = self.abort_early && step % check_every == 0;
+            if checked || looked.elapsed() > LOOK_EVERY {
+                let state = running.iterates.read()?;
+                looked = Instant::now();
+                check_finite(&state)?;
+                let (keep, done): (Vec<usize>, Vec<usize>) =
+                    (0..state.len()).partition(|&r| state[r].active != 0);
+                if keep.is_empty() {
+                    break;
+                }
+                // A row that is done stands still; it is worth a new graph to be rid of half of them.
+                if keep.len() <= done.len() {
+                    running.finish(&done, &state, &mut results)?;
+                    let rows = keep.iter().map(|&r| running.rows[r]).collect();
+                    let iterates = running.iterates.gather(&keep)?;
+                    running = Running::new(gpu, rows, iterates, &classes)?;
+                }
             }
-            // A row that is done stands still; it is worth a new graph to be rid of half of them.
-            if keep.len() <= done.len() {
-                running.finish(&done, &state, &mut result)?;
-                let images = keep.iter().map(|&r| running.images[r]).collect();
-                let iterates = running.iterates.gather(&keep)?;
-                running = Running::new(gpu, images, iterates, criterion.classes())?;
+            report(None)?;
+        }
+        let state = running.iterates.read()?;
+        check_finite(&state)?;
+        let rows: Vec<usize> = (0..state.len()).collect();
+        running.finish(&rows, &state, &mut results)?;
+        Ok(results)
+    }
+}
+
+/// What is known of one image while its constants are searched.
+struct Searched {
+    search: Search,
+    found: Found,
+}
+
+/// [`attack`](super::attack) with everything on the GPU.
+pub(super) fn attack(
+    net: &mut dyn Differentiable,
+    gpu: &Gpu,
+    targets: Targets<'_>,
+    params: &CarliniWagner,
+    options: &Options,
+    report: &mut Report<'_>,
+) -> Result<Vec<Found>> {
+    params.check(net.classes())?;
+    schedule::check(net.input(), net.classes(), targets, options)?;
+    let n = targets.ids.len();
+    let mut found = Vec::with_capacity(n);
+    let mut rows = options.rows;
+    while found.len() < n {
+        let constants = match params.protocol {
+            Protocol::Rse { .. } => 1,
+            Protocol::Search { at_once, .. } => at_once as usize,
+        };
+        let at_once = (rows / options.passes / constants).max(1);
+        let range = found.len()..(found.len() + at_once).min(n);
+        let images: Vec<usize> = range.clone().collect();
+        match attack_together(net, gpu, targets, &images, params, options, report) {
+            // Fewer images at once give the same result.
+            Err(Error::OutOfMemory { .. }) if images.len() > 1 => {
+                rows = images.len() / 2 * options.passes * constants;
+            }
+            results => {
+                for (i, result) in range.zip(results?) {
+                    report(Some((i, &result)))?;
+                    found.push(result);
+                }
             }
         }
-        progress(step + 1)?;
     }
-    let state = running.iterates.read()?;
-    check_finite(&state)?;
-    let rows: Vec<usize> = (0..state.len()).collect();
-    running.finish(&rows, &state, &mut result)?;
-    Ok(result)
+    Ok(found)
+}
+
+fn attack_together(
+    net: &mut dyn Differentiable,
+    gpu: &Gpu,
+    targets: Targets<'_>,
+    images: &[usize],
+    params: &CarliniWagner,
+    options: &Options,
+    report: &mut Report<'_>,
+) -> Result<Vec<Found>> {
+    let original = |i: usize| row(targets.x, i);
+    let counts = |passes: u64| Counts {
+        forward: passes * options.passes as u64,
+        backward: passes * options.passes as u64,
+    };
+    let descents = |images: Vec<usize>, c: Vec<f64>| Descents {
+        images,
+        c,
+        first_draw: 0,
+        shrink: 1.0,
+        abort_early: false,
+        targets,
+        params,
+    };
+    let abort_early = match params.protocol {
+        Protocol::Rse { c } => {
+            let results = descents(images.to_vec(), vec![c; images.len()]).run(net, gpu, report)?;
+            let found = results
+                .into_iter()
+                .zip(images)
+                .map(|(d, &i)| Found::new(original(i), d.last, d.success, counts(d.passes.into())));
+            return Ok(found.collect());
+        }
+        Protocol::Search { abort_early, .. } => abort_early,
+    };
+    let (estimates, mut draw) = estimates(net, gpu, targets, images, params)?;
+    let mut searched: Vec<Searched> = images
+        .iter()
+        .zip(estimates)
+        .map(|(&i, estimate)| Searched {
+            search: params.search_from(estimate),
+            found: Found::new(
+                original(i),
+                original(i).to_vec(),
+                false,
+                counts(draw.into()),
+            ),
+        })
+        .collect();
+    loop {
+        // Every image's next constants.
+        let next: Vec<Vec<f64>> = searched.iter_mut().map(|s| s.search.next()).collect();
+        let rows = next
+            .iter()
+            .zip(images)
+            .flat_map(|(c, &i)| c.iter().map(move |_| i));
+        let descents = Descents {
+            first_draw: draw,
+            shrink: SHRINK,
+            abort_early,
+            ..descents(rows.collect(), next.concat())
+        };
+        if descents.c.is_empty() {
+            return Ok(searched.into_iter().map(|s| s.found).collect());
+        }
+        let mut results = descents.run(net, gpu, report)?.into_iter();
+        draw += params.steps;
+        for ((s, c), &i) in searched.iter_mut().zip(&next).zip(images) {
+            let of_image: Vec<Descended> = results.by_ref().take(c.len()).collect();
+            let success: Vec<bool> = of_image.iter().map(|d| d.closest.is_some()).collect();
+            s.search.tell(c, &success);
+            for (d, &c) in of_image.into_iter().zip(c) {
+                let so_far = s.found.counts;
+                s.found.counts = counts(u64::from(d.passes));
+                s.found.counts.forward += so_far.forward;
+                s.found.counts.backward += so_far.backward;
+                if let Some((squared, pixels)) = d.closest
+                    && (!s.found.success || squared < s.found.l2.powi(2))
+                {
+                    s.found = Found {
+                        c: Some(c),
+                        ..Found::new(original(i), pixels, true, s.found.counts)
+                    };
+                } else if !s.found.success {
+                    s.found.c = Some(c);
+                }
+            }
+        }
+    }
+}
+
+/// First-order estimates of each image's constant, and the draws they took.
+fn estimates(
+    net: &mut dyn Differentiable,
+    gpu: &Gpu,
+    targets: Targets<'_>,
+    images: &[usize],
+    params: &CarliniWagner,
+) -> Result<(Vec<f64>, u32)> {
+    let Protocol::Search {
+        first: First::Linear,
+        ..
+    } = params.protocol
+    else {
+        return Ok((vec![super::NO_ESTIMATE; images.len()], 0));
+    };
+    let Targets { x, ids, criterion } = targets;
+    let x = x.gather_rows(images)?.to_gpu(gpu)?;
+    let rows: Vec<Row> = images
+        .iter()
+        .map(|&i| Row {
+            id: ids[i],
+            draw: 0,
+        })
+        .collect();
+    let classes: Vec<u32> = images.iter().map(|&i| criterion.classes()[i]).collect();
+    let mut margins = Vec::new();
+    let (_, dx) = net.input_grad(&x, &rows.into(), &mut |scores| {
+        let direction = criterion.direction();
+        let ones = vec![1.0; classes.len()];
+        let (values, gradient) =
+            margin::forward_backward(scores, &classes, direction, params.kappa, &ones)?;
+        margins = values;
+        Ok(gradient)
+    })?;
+    let dx = dx.to_cpu()?;
+    let estimates = (0..images.len()).map(|r| {
+        let squared = row(&dx, r).iter().map(|&g| f64::from(g).powi(2)).sum();
+        super::linear_constant(-margins[r] - params.kappa, squared)
+    });
+    Ok((estimates.collect(), 1))
+}
+
+fn row(images: &Tensor, r: usize) -> &[f32] {
+    let len = images.shape().row_len();
+    &images.data::<f32>()[r * len..][..len]
 }
 
 /// An error where a row has met logits that are not finite.

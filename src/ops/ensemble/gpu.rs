@@ -171,6 +171,7 @@ pub(super) fn combine_backward(
             let (g, n) = (g.ptr(), n as u64);
             kernels::ensemble_logits_backward(gpu, dtype, grid, 0, to, g, n, draws, classes)?;
         }
+        Average::Votes => unreachable!("a vote has no gradient"),
         Average::Probabilities => {
             if shape.c > MAX_CLASSES {
                 let expected = format_args!("at most {MAX_CLASSES} classes");

@@ -2,7 +2,9 @@
 
 mod gpu;
 
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 
 use rayon::prelude::*;
 
@@ -21,6 +23,38 @@ pub enum Average {
     Probabilities,
     /// Mean of logits.
     Logits,
+    /// Majority vote; scores are `log((v + 1 / classes) / (draws + 1))` of `v` votes, which is finite. It has
+    /// no gradient.
+    Votes,
+}
+
+impl Average {
+    const ALL: [Average; 3] = [Average::Probabilities, Average::Logits, Average::Votes];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Average::Probabilities => "probabilities",
+            Average::Logits => "logits",
+            Average::Votes => "votes",
+        }
+    }
+}
+
+impl fmt::Display for Average {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Average {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let found = Average::ALL.into_iter().find(|a| a.name() == s);
+        let expected = "probabilities, logits or votes";
+        found.ok_or_else(|| Error::argument("ensemble", "average", expected, s))
+    }
 }
 
 /// Rows `range` of `x`, each `draws` times. Waits for nothing on a GPU, and uploads nothing.
@@ -154,13 +188,17 @@ fn check_draws(op: &'static str, z: &Tensor, draws: usize) -> Result<Shape> {
 }
 
 /// Scores of ensembles from the scores of their draws: groups of `draws` adjacent rows of `z`
-/// become one row, the logarithm of the mean probability or the mean logit. One draw stays as it is.
+/// become one row, the logarithm of the mean probability or the mean logit, and one draw stays as it is; or
+/// the scores of a vote, for which it waits on a GPU.
 ///
 /// Errors: `z` is not `[n * draws, 1, 1, classes]`.
 pub fn combine(z: &Tensor, draws: usize, average: Average) -> Result<Tensor> {
     const OP: &str = "ensemble::combine";
     let s = check_logits(OP, z)?;
     let shape = check_draws(OP, z, draws)?;
+    if average == Average::Votes {
+        return vote_scores(z, draws, shape);
+    }
     if draws == 1 {
         return Ok(z.clone());
     }
@@ -169,7 +207,7 @@ pub fn combine(z: &Tensor, draws: usize, average: Average) -> Result<Tensor> {
     }
     let log_p = match average {
         Average::Probabilities => log_softmax(z)?,
-        Average::Logits => z.clone(),
+        _ => z.clone(),
     };
     dispatch!(z.dtype(), T => {
         let src = log_p.data::<T>();
@@ -189,12 +227,27 @@ pub fn combine(z: &Tensor, draws: usize, average: Average) -> Result<Tensor> {
                         }
                     }
                     Average::Logits => column().sum::<f64>() / draws as f64,
+                    Average::Votes => unreachable!("counted above"),
                 };
                 out.push(T::of(score));
             }
         }
         Tensor::from_vec(shape, out)
     })
+}
+
+fn vote_scores(z: &Tensor, draws: usize, shape: Shape) -> Result<Tensor> {
+    let votes = votes(z, draws)?;
+    let score = |v: &u32| {
+        let smoothed = f64::from(*v) + 1.0 / shape.c as f64;
+        (smoothed / (draws as f64 + 1.0)).ln()
+    };
+    let scores = Tensor::from_vec(shape, votes.iter().map(score).collect::<Vec<f64>>())?;
+    let scores = scores.to_dtype(z.dtype().master())?;
+    match z.gpu() {
+        Some(gpu) => scores.to_gpu(gpu),
+        None => Ok(scores),
+    }
 }
 
 /// Gradient in the draws' scores `z` of a function whose gradient in the combined scores is `g`.
@@ -207,6 +260,10 @@ pub fn combine_backward(z: &Tensor, g: &Tensor, draws: usize, average: Average) 
     const OP: &str = "ensemble::combine_backward";
     let s = check_logits(OP, z)?;
     g.expect(OP, "g", check_draws(OP, z, draws)?, z.kind())?;
+    if average == Average::Votes {
+        let expected = "probabilities or logits, which have a gradient";
+        return Err(Error::argument(OP, "average", expected, average));
+    }
     if draws == 1 {
         return Ok(g.clone());
     }
@@ -228,6 +285,7 @@ pub fn combine_backward(z: &Tensor, g: &Tensor, draws: usize, average: Average) 
                         }
                     }
                 }
+                Average::Votes => unreachable!("a vote has no gradient"),
                 Average::Probabilities => {
                     let total: Vec<f64> = (0..s.c)
                         .map(|k| p.iter().skip(k).step_by(s.c).map(|v| v.f64()).sum())

@@ -93,6 +93,16 @@ impl Iterates {
         })
     }
 
+    /// Takes other constants of the optimiser from the next step on; a step that was captured keeps those
+    /// it was captured with. True if they are others.
+    ///
+    /// Panics for what [`Adam`] must not be.
+    pub fn set_adam(&mut self, adam: Adam) -> bool {
+        adam.check("Iterates::set_adam")
+            .expect("an optimiser's constants");
+        std::mem::replace(&mut self.adam, adam) != adam
+    }
+
     /// The iterates `x'`, as the network is to see them; a step changes them in place, clones included.
     pub fn image(&self) -> &Tensor {
         &self.image

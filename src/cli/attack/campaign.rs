@@ -1,0 +1,565 @@
+//! What all attacks share: images, draws, the run itself, verdicts and the report.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use noiseforge::attacks::{
+    Criterion, Found, Options, Report as Done, Targets, attack_black_box, attack_white_box,
+    carlini_wagner, found_images,
+};
+use noiseforge::data::{Dataset, Spec, Split};
+use noiseforge::ensemble::{Average, Ensemble};
+use noiseforge::io::npy;
+use noiseforge::models::Model;
+use noiseforge::nn::Mode;
+use noiseforge::ops::noise::Purpose;
+use noiseforge::tensor::Tensor;
+use noiseforge::verdict::{FORMAT, ImageReport, Jury, Report, RobustBench, Summary, Verdicts};
+use serde_json::{Map, Value, json};
+
+use super::partial::{self, Partial};
+use super::{Job, Method, object};
+use crate::cli::common::{self, PlaceArgs, WeightsArgs, percent, positive, say};
+
+/// Draws of a gradient or comparison in a random network, unless said otherwise.
+pub const EOT: usize = 20;
+
+/// Verdicts on fresh draws that a success has to pass in a random network, unless said otherwise.
+const CONFIRMATIONS: u32 = 5;
+
+/// Verdicts on each image of a random network, unless said otherwise.
+const VERDICTS: usize = 10;
+
+/// Rows in one pass of the network, unless said otherwise.
+const ROWS_ON_CPU: usize = 128;
+const ROWS_ON_GPU: usize = 4096;
+
+/// Over what the draws of a gradient are averaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EotAverage {
+    /// The objective of the mean probabilities
+    Probabilities,
+    /// The objective of the mean logits
+    Logits,
+    /// The mean of the draws' objectives
+    Objective,
+}
+
+impl EotAverage {
+    fn name(self) -> &'static str {
+        match self {
+            EotAverage::Probabilities => "probabilities",
+            EotAverage::Logits => "logits",
+            EotAverage::Objective => "objective",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    weights: WeightsArgs,
+    /// Data: synthetic[:N], cifar10:DIR, stl10:DIR, folder:DIR or npy:IMAGES,LABELS
+    #[arg(long, value_name = "SPEC")]
+    data: Spec,
+    /// Folder for the results
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// How many images, from the first of the test set
+    #[arg(long, default_value = "100", value_parser = positive)]
+    count: usize,
+    /// Towards the class after the true one, instead of away from the true one
+    #[arg(long)]
+    targeted: bool,
+    /// Towards this class; images of the class itself are passed over
+    #[arg(long, value_name = "CLASS", conflicts_with = "targeted")]
+    target: Option<u32>,
+    /// Draws of the noise in every gradient and every comparison [default: 1 where nothing is random and
+    /// in the RSE paper's protocol, else 20]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    eot: Option<usize>,
+    /// What the draws are averaged over [default: logits for cw, else probabilities]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    eot_average: Option<EotAverage>,
+    /// Verdicts on fresh draws, of --eot draws each, most of which a success has to pass [default: 0 where
+    /// nothing is random, else 5]
+    #[arg(long, value_name = "N")]
+    confirmations: Option<u32>,
+    /// Forward passes allowed for each image: the attack ends before it would take more
+    #[arg(long, value_name = "N", value_parser = positive)]
+    max_queries: Option<usize>,
+    /// How the draws of a verdict are put together: probabilities, logits or votes
+    #[arg(long, default_value = "probabilities", value_parser = rule)]
+    rule: Average,
+    /// Draws of a verdict; 1 where nothing is random
+    #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
+    ensemble: usize,
+    /// Verdicts on each image, each on draws of its own [default: 1 where nothing is random, else 10]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    verdicts: Option<usize>,
+    /// Rows (images times draws) in one pass of the network; does not change the result, but with
+    /// --batch-norm train [default: 128, on a GPU 4096]
+    #[arg(long, value_name = "ROWS", value_parser = positive)]
+    batch: Option<usize>,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+fn rule(text: &str) -> Result<Average, String> {
+    text.parse()
+        .map_err(|_| "expected probabilities, logits or votes".to_string())
+}
+
+/// What an attack uses where the command line does not say.
+pub struct Settings {
+    /// Draws in a random network.
+    pub eot: usize,
+    pub average: Average,
+    pub mode: Mode,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            eot: EOT,
+            average: Average::Probabilities,
+            mode: Mode::Eval,
+        }
+    }
+}
+
+/// The images under attack.
+pub struct Victims {
+    pub data: Dataset,
+    /// Their indices in the data set.
+    pub ids: Vec<u32>,
+    pub criterion: Criterion,
+}
+
+/// The attack's draws.
+struct Draws {
+    eot: usize,
+    average: EotAverage,
+    confirmations: u32,
+    rows: usize,
+}
+
+impl RunArgs {
+    fn victims(&self) -> Result<Victims> {
+        let test = common::load_data(&self.data, Split::Test)?;
+        let classes = test.classes().len() as u32;
+        if let Some(target) = self.target
+            && target >= classes
+        {
+            bail!(
+                "--target {target}: the data set has classes 0 to {}",
+                classes - 1
+            );
+        }
+        let chosen: Vec<usize> = (0..test.len())
+            .filter(|&i| self.target != Some(test.labels()[i]))
+            .take(self.count)
+            .collect();
+        if chosen.is_empty() {
+            bail!("no image to attack: every label is the target");
+        }
+        let data = test.subset(&chosen)?;
+        let labels = data.labels().to_vec();
+        let criterion = match (self.target, self.targeted) {
+            (Some(target), _) => Criterion::Targeted {
+                targets: vec![target; labels.len()],
+            },
+            (None, true) => Criterion::Targeted {
+                targets: labels.iter().map(|l| (l + 1) % classes).collect(),
+            },
+            (None, false) => Criterion::Untargeted { labels },
+        };
+        Ok(Victims {
+            data,
+            ids: chosen.iter().map(|&i| i as u32).collect(),
+            criterion,
+        })
+    }
+
+    fn jury(&self, model: &Model) -> Jury {
+        let random = common::is_random(model);
+        Jury {
+            seed: self.weights.seed,
+            rule: self.rule,
+            draws: common::useful_draws(model, self.ensemble),
+            verdicts: if random {
+                self.verdicts.unwrap_or(VERDICTS)
+            } else {
+                1
+            },
+        }
+    }
+
+    fn draws(&self, model: &Model, settings: &Settings) -> Draws {
+        let random = common::is_random(model);
+        let eot = match random {
+            true => self.eot.unwrap_or(settings.eot),
+            false => 1,
+        };
+        let rows = match model.device().gpu() {
+            Some(_) => ROWS_ON_GPU,
+            None => ROWS_ON_CPU,
+        };
+        Draws {
+            eot,
+            average: self.eot_average.unwrap_or(match settings.average {
+                Average::Logits => EotAverage::Logits,
+                _ => EotAverage::Probabilities,
+            }),
+            confirmations: match random {
+                true => self.confirmations.unwrap_or(CONFIRMATIONS),
+                false => 0,
+            },
+            rows: self.batch.unwrap_or(rows).max(eot),
+        }
+    }
+
+    /// Runs the jobs on the same images and writes their reports.
+    pub(super) fn run(&self, jobs: &[Job], settings: Settings, json: bool) -> Result<()> {
+        let victims = self.victims()?;
+        let classes = victims.data.classes().len();
+        for job in jobs {
+            job.check(classes)?;
+        }
+        let mut model = self.weights.load(&victims.data)?;
+        self.place.place(&mut model)?;
+        common::prepare_folder(&self.out)?;
+        common::stop_on_ctrl_c()?;
+        let jury = self.jury(&model);
+        let draws = self.draws(&model, &settings);
+        let clean = judge(&jury, &mut model, &victims.data, &victims.ids, "judging")?;
+        let mut reports = Vec::new();
+        for job in jobs {
+            let asked = self.asked(job, &model, &victims, &jury, &draws);
+            let started = Instant::now();
+            let found = self.attack(job, &mut model, &victims, &draws, &settings, &asked)?;
+            let attacked = started.elapsed().as_secs_f64();
+            let adversarial = found_images(&found, victims.data.image_shape())?;
+            let verdicts = judge_adversarial(&jury, &mut model, &victims, &adversarial, "judging")?;
+            let report = report(
+                job, &asked, &jury, &victims, &found, &clean, &verdicts, &model,
+            );
+            write(&job.folder, &adversarial, &report)?;
+            let seconds = started.elapsed().as_secs_f64();
+            let timing = json!({
+                "attack_seconds": attacked,
+                "verdict_seconds": seconds - attacked,
+                "images_per_second": found.len() as f64 / attacked,
+                "device": model.device().to_string(),
+            });
+            common::write_json(&job.folder.join("timing.json"), &timing)?;
+            let part = job.folder.join(partial::NAME);
+            std::fs::remove_file(&part)
+                .with_context(|| format!("cannot delete {}", part.display()))?;
+            if !json {
+                say_report(&report, reports.is_empty(), &job.label);
+            }
+            reports.push(serde_json::to_value(report)?);
+        }
+        let report = match reports.len() {
+            1 => reports.remove(0),
+            _ => {
+                let all = json!({ "attacks": reports });
+                common::write_json(&self.out.join("report.json"), &all)?;
+                all
+            }
+        };
+        if json {
+            say!("{report:#}");
+        } else {
+            say!("{}", self.out.join("report.json").display());
+        }
+        Ok(())
+    }
+
+    /// Everything that was set.
+    fn asked(
+        &self,
+        job: &Job,
+        model: &Model,
+        victims: &Victims,
+        jury: &Jury,
+        draws: &Draws,
+    ) -> Map<String, Value> {
+        let mut asked = object(json!({
+            "weights": self.weights.weights.display().to_string(),
+            "network": common::config_json(model.config()),
+            "device": model.device().to_string(),
+            "dtype": model.dtype().to_string(),
+            "data": self.data.to_string(),
+            "split": "test",
+            "count": victims.ids.len(),
+            "targeted": matches!(victims.criterion, Criterion::Targeted { .. }),
+            "target": self.target,
+            "seed": jury.seed,
+            "eot": draws.eot,
+            "eot_average": draws.average.name(),
+            "confirmations": draws.confirmations,
+            "max_queries": self.max_queries,
+            "rule": jury.rule.name(),
+            "ensemble": jury.draws,
+            "verdicts": jury.verdicts,
+        }));
+        asked.extend(job.parameters.clone());
+        asked
+    }
+
+    fn attack(
+        &self,
+        job: &Job,
+        model: &mut Model,
+        victims: &Victims,
+        draws: &Draws,
+        settings: &Settings,
+        asked: &Map<String, Value>,
+    ) -> Result<Vec<Found>> {
+        std::fs::create_dir_all(&job.folder)
+            .with_context(|| format!("cannot write into {}", job.folder.display()))?;
+        let identity = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "attack": job.method.name(),
+            "asked": asked,
+        });
+        let (mut results_file, done) = Partial::open(&job.folder, &identity)?;
+        let n = victims.ids.len();
+        let mut results: Vec<Option<Found>> = vec![None; n];
+        for (i, found) in done {
+            if i < n && found.pixels.len() == victims.data.image_shape().row_len() {
+                results[i] = Some(found);
+            }
+        }
+        let left: Vec<usize> = (0..n).filter(|&i| results[i].is_none()).collect();
+        let bar = common::bar(n as u64, "attacking");
+        bar.set_position((n - left.len()) as u64);
+        if !left.is_empty() {
+            let (x, _) = victims.data.batch(&left)?;
+            let ids: Vec<u32> = left.iter().map(|&i| victims.ids[i]).collect();
+            let criterion = victims.criterion.select(&left);
+            let targets = Targets {
+                x: &x,
+                ids: &ids,
+                criterion: &criterion,
+            };
+            let by_objective = draws.average == EotAverage::Objective;
+            let passes = if by_objective { 1 } else { draws.eot };
+            let mut net = Ensemble::new(model, self.weights.seed, Purpose::Attack, passes)?;
+            net.mode = settings.mode;
+            net.average = match draws.average {
+                EotAverage::Logits => Average::Logits,
+                _ => Average::Probabilities,
+            };
+            let options = Options {
+                seed: self.weights.seed,
+                rows: draws.rows,
+                mean_of_objective: draws.eot / passes,
+                passes,
+                confirmations: draws.confirmations,
+                confidence: 0.0,
+                budget: self.max_queries.map(|n| n as u64),
+            };
+            let mut report = |done: Option<(usize, &Found)>| {
+                if let Some((i, found)) = done {
+                    bar.inc(1);
+                    results_file.add(left[i], found)?;
+                }
+                common::check_stop()
+            };
+            let found = job
+                .method
+                .attack(&mut net, targets, &options, &mut report)?;
+            for (i, found) in left.iter().zip(found) {
+                results[*i] = Some(found);
+            }
+        }
+        bar.finish_and_clear();
+        Ok(results
+            .into_iter()
+            .map(|r| r.expect("all are done"))
+            .collect())
+    }
+}
+
+impl Job {
+    fn check(&self, classes: usize) -> Result<()> {
+        use noiseforge::attacks::WhiteBoxAttack;
+        Ok(match &self.method {
+            Method::Cw(attack) => attack.check(classes)?,
+            Method::White(attack) => attack.check(classes)?,
+            Method::Black(attack) => attack.check(classes)?,
+        })
+    }
+}
+
+impl Method {
+    fn attack(
+        &self,
+        net: &mut Ensemble<'_>,
+        targets: Targets<'_>,
+        options: &Options,
+        report: &mut Done<'_>,
+    ) -> noiseforge::Result<Vec<Found>> {
+        match self {
+            Method::Cw(attack) => carlini_wagner::attack(net, targets, attack, options, report),
+            Method::White(attack) => attack_white_box(net, targets, &**attack, options, report),
+            Method::Black(attack) => attack_black_box(net, targets, &**attack, options, report),
+        }
+    }
+}
+
+/// Verdicts on images, with a progress bar.
+pub fn judge(
+    jury: &Jury,
+    model: &mut Model,
+    images: &Dataset,
+    ids: &[u32],
+    what: &str,
+) -> Result<Vec<Verdicts>> {
+    let bar = common::bar((ids.len() * jury.verdicts) as u64, what);
+    let verdicts = jury.judge(model, images, ids, &mut |done| {
+        bar.set_position(done as u64);
+        common::check_stop()
+    })?;
+    bar.finish_and_clear();
+    Ok(verdicts)
+}
+
+/// Verdicts on the victims' adversarial images.
+pub fn judge_adversarial(
+    jury: &Jury,
+    model: &mut Model,
+    victims: &Victims,
+    adversarial: &Tensor,
+    what: &str,
+) -> Result<Vec<Verdicts>> {
+    let labels = victims.data.labels().to_vec();
+    let classes = victims.data.classes().to_vec();
+    let images = Dataset::from_tensor(adversarial, labels, classes)
+        .context("the attack left the box [0, 1]")?;
+    judge(jury, model, &images, &victims.ids, what)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn report(
+    job: &Job,
+    asked: &Map<String, Value>,
+    jury: &Jury,
+    victims: &Victims,
+    found: &[Found],
+    clean: &[Verdicts],
+    verdicts: &[Verdicts],
+    model: &Model,
+) -> Report {
+    let labels = victims.data.labels();
+    let images: Vec<ImageReport> = (0..found.len())
+        .map(|i| {
+            let goal = victims.criterion.goal(i);
+            let id = victims.ids[i];
+            ImageReport::new(id, labels[i], goal, &found[i], &clean[i], &verdicts[i])
+        })
+        .collect();
+    make(
+        job.method.name(),
+        asked.clone(),
+        jury,
+        job.eps,
+        images,
+        model,
+    )
+}
+
+/// A report from its images' rows.
+pub fn make(
+    attack: &str,
+    parameters: Map<String, Value>,
+    jury: &Jury,
+    eps: Option<f64>,
+    images: Vec<ImageReport>,
+    model: &Model,
+) -> Report {
+    let summary = Summary::new(&images, jury.verdicts);
+    let robust = 100.0 * summary.robust_accuracy;
+    let is_auto = attack.starts_with("autoattack");
+    Report {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        attack: attack.to_string(),
+        robustbench: RobustBench {
+            dataset: parameters
+                .get("data")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_string(),
+            architecture: model.config().arch.name().to_string(),
+            eps,
+            clean_acc: 100.0 * summary.clean_accuracy,
+            autoattack_acc: is_auto.then_some(robust),
+            external: (!is_auto).then_some(robust),
+            number_forward_passes: jury.draws,
+        },
+        parameters,
+        seed: jury.seed,
+        rule: jury.rule.name().to_string(),
+        ensemble: jury.draws,
+        verdicts: jury.verdicts,
+        summary,
+        images,
+    }
+}
+
+/// Writes the images and the report.
+pub fn write(folder: &Path, adversarial: &Tensor, report: &Report) -> Result<()> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot write into {}", folder.display()))?;
+    let s = adversarial.shape();
+    let (shape, data) = ([s.n, s.h, s.w, s.c], adversarial.data::<f32>());
+    npy::write_f32(&folder.join("adv.npy"), &shape, data)?;
+    common::write_json(&folder.join("report.json"), &serde_json::to_value(report)?)
+}
+
+/// A row of the table on the terminal, below its head where it is the first.
+pub fn say_report(report: &Report, first: bool, label: &str) {
+    let s = &report.summary;
+    if first {
+        say!(
+            "{} images, {} verdicts of {} draws each ({}), clean accuracy {}%",
+            s.count,
+            report.verdicts,
+            report.ensemble,
+            report.rule,
+            percent(s.clean_accuracy)
+        );
+        say!(
+            "{:>12}  {:>9} {:>15}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}  {:>14}",
+            "attack",
+            "robust %",
+            "95% interval",
+            "success %",
+            "median L2",
+            "mean L2",
+            "RMS L2",
+            "max Linf",
+            "forwards/image"
+        );
+    }
+    let figure = |v: Option<f64>| v.map_or("inf".to_string(), |v| format!("{v:.4}"));
+    let [low, high] = s.robust_accuracy_interval;
+    say!(
+        "{label:>12}  {:>9} {:>15}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}  {:>14.0}",
+        percent(s.robust_accuracy),
+        format!("{} - {}", percent(low), percent(high)),
+        percent(s.success_rate),
+        figure(s.median_l2),
+        s.mean_l2_of_successes
+            .map_or("-".to_string(), |v| format!("{v:.4}")),
+        figure(Some(s.rms_l2)),
+        figure(Some(s.max_linf)),
+        s.forward_passes as f64 / s.count as f64
+    );
+}
