@@ -34,7 +34,7 @@ pub fn forward<'w>(x: &Tensor, w: impl Into<Weights<'w>>, b: Option<&Tensor>) ->
     expect_rows(OP, "x", x.shape())?;
     expect_rows(OP, "w", w.shape())?;
     w.expect(OP, "w", w.shape().with_c(x.shape().c), x.kind().master())?;
-    conv2d::forward_noisy(OP, x, None, w, b, CONV)
+    conv2d::forward_of(OP, &x.into(), w, b, CONV)
 }
 
 /// Gradient in `x`: `dx = dy w`.
