@@ -1,6 +1,6 @@
 // A convolution as the host describes it to the kernels of conv2d.cu.
 #pragma once
-#include "gpu.cuh"
+#include "divide.cuh"
 
 /// Sizes of an activation tensor, `[n, h, w, c]`.
 struct Dims {
@@ -27,6 +27,8 @@ struct Patch {
   uint32_t step;
   /// Input pixels from one patch pixel to the next: the stride if no other pixel is read, else 1.
   uint32_t gap;
+  /// Rows of the batch that one image of the source makes: row n reads image n / draws.
+  Divisor draws;
 };
 
 /// Forward and input gradient: a convolution from `from` to `to`. In the input gradient that is from dy to dx.

@@ -32,6 +32,8 @@ struct Gemm {
   uint32_t buffers;
   /// Whether a window can be copied as 16-byte pieces.
   uint32_t vectors;
+  /// Rows of the batch that one image of `from` makes: row n reads image n / draws.
+  Divisor draws;
 };
 
 namespace gemm {
@@ -39,6 +41,7 @@ namespace gemm {
 using conv::Axis;
 using conv::axis;
 using conv::divide;
+using ::divide;
 
 constexpr uint32_t THREADS = 128;
 /// Slabs of weights in flight, the one in use included.
@@ -106,9 +109,9 @@ __device__ __forceinline__ Pixel pixel(const Tile &tile, uint32_t m) {
   return {image, line - image * tile.rows, m - line * tile.cols};
 }
 
-/// A pixel of the patch: which of the source, and of which image. OUTSIDE: it is zero.
+/// A pixel of the patch: which of the source, and of its row of the batch, and that row. OUTSIDE: it is zero.
 struct Source {
-  uint32_t at, image;
+  uint32_t at, pixel, row;
 };
 
 /// What the block's threads know of its pixels and taps.
@@ -154,7 +157,8 @@ __device__ __forceinline__ void describe(const Gemm &p, const Place &place, cons
     // A pixel above or left of the image wraps around to one far below or right of it.
     const uint32_t r = (uint32_t)top + row * p.gap, c = (uint32_t)left + col * p.gap, n = place.image + image;
     const bool inside = image < images && r < p.from.h && c < p.from.w;
-    sources[i] = {inside ? (n * p.from.h + r) * p.from.w + c : OUTSIDE, n};
+    const uint32_t at = r * p.from.w + c;
+    sources[i] = {inside ? divide(n, p.draws) * (p.from.h * p.from.w) + at : OUTSIDE, at, n};
   }
 
   const uint32_t taps = rows.taps * cols.taps;
@@ -285,7 +289,6 @@ __device__ __forceinline__ void multiply(float (&sum)[Shape<TILE>::M][Shape<TILE
     for (uint32_t i = first_pixel; i < p.patch_pixels; i += pixel_step)
       copy_window(to + i * p.pitch, x, sources[i], p, c, high);
   };
-  const uint32_t image_pixels = p.from.h * p.from.w;
   auto noise_patch = [&](uint32_t chunk, uint32_t buffer, uint32_t begin, uint32_t count) {
     unsigned char *to = patches + buffer * patch_bytes + window * WINDOW;
     const uint32_t c = low + ((chunk << p.log_windows) + window) * 8;
@@ -295,8 +298,7 @@ __device__ __forceinline__ void multiply(float (&sum)[Shape<TILE>::M][Shape<TILE
     for (; count > 0 && i < p.patch_pixels; count--, i += pixel_step) {
       const Source source = sources[i];
       if (source.at != OUTSIDE)
-        add_noise<T>(to + i * p.pitch, draw, precise, noise_rows[source.image], source.at - source.image * image_pixels,
-                     c, high);
+        add_noise<T>(to + i * p.pitch, draw, precise, noise_rows[source.row], source.pixel, c, high);
     }
   };
 

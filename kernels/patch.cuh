@@ -104,7 +104,8 @@ __device__ __forceinline__ void load(float *to, const T *x, const Dims &dims, co
     float *const eight = to + at * p.pitch + window * WINDOW;
     float v[8] = {};
     const bool inside = n < dims.n && r < dims.h && q < dims.w && c < high;
-    if (inside) read(v, x + (((uint64_t)n * dims.h + r) * dims.w + q) * dims.c, dims.c, c, low, high);
+    if (inside)
+      read(v, x + (((uint64_t)divide(n, p.draws) * dims.h + r) * dims.w + q) * dims.c, dims.c, c, low, high);
     write(eight, v, 4);
     if constexpr (NOISE != 0)
       if (inside) add_noise<T, NOISE == 2>(eight, draw, rows[n], r * dims.w + q, c, low, high);

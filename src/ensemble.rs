@@ -215,7 +215,7 @@ impl<'m> Ensemble<'m> {
             return self.logits_of_chunk(&gpu, x, rows, range);
         }
         let pass = self.pass(rows, range.clone(), false)?;
-        self.forward(repeat(x, range, self.draws)?, &pass)
+        self.forward(repeat(x, range, 1)?, &pass)
     }
 
     /// [`Ensemble::logits_at_once`] as a graph: images and rows go where it reads them.
@@ -253,7 +253,7 @@ impl<'m> Ensemble<'m> {
         let scores = &mut chunk.scores;
         chunk.repeated.run(gpu, || {
             let pass = self.pass(&names, all.clone(), false)?;
-            let z = self.forward(repeat(images, all, self.draws)?, &pass)?;
+            let z = self.forward(images.clone(), &pass)?;
             *scores = Some(z);
             Ok(())
         })?;
@@ -264,10 +264,14 @@ impl<'m> Ensemble<'m> {
         Ok(z)
     }
 
+    /// Scores of every draw of images; `pass` names the draws.
     fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
         match &mut self.frozen {
-            Some(frozen) if pass.mode == Mode::Eval => frozen.forward(x, pass),
-            _ => self.model.forward(x, pass),
+            Some(frozen) if pass.mode == Mode::Eval => frozen.forward(x, self.draws, pass),
+            _ => {
+                let rows = repeat(&x, 0..x.shape().n, self.draws)?;
+                self.model.forward(rows, pass)
+            }
         }
     }
 
@@ -314,7 +318,7 @@ impl Differentiable for Ensemble<'_> {
         // `gradient` may look at all rows at once, so one forward pass takes them all.
         let all = 0..rows.len();
         let pass = self.pass(rows, all.clone(), true)?;
-        let z = self.forward(repeat(x, all, self.draws)?, &pass)?;
+        let z = self.forward(x.clone(), &pass)?;
         let scores = self.combine(&z)?;
         let g = gradient(&scores)?;
         g.expect(

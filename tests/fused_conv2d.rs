@@ -3,7 +3,8 @@
 mod common;
 
 use noiseforge::ops::batch_norm::{self, Activation, Running};
-use noiseforge::ops::conv2d::{self, Conv2d};
+use noiseforge::ops::conv2d::{self, Conv2d, Input};
+use noiseforge::ops::ensemble::repeat;
 use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
 use noiseforge::ops::pool2d::{self, Pool2d};
@@ -66,8 +67,9 @@ fn is_the_single_ops_to_the_bit() {
                         record: true,
                     };
                     let what = format!("{dtype} {parts} {activation:?} {pool:?}");
+                    let input = Input::noisy(&x, noise);
                     let (y, extras) =
-                        fused_conv2d::forward(&x, noise, &w, Some(&b), SAME, &epilogue).unwrap();
+                        fused_conv2d::forward(input, &w, Some(&b), SAME, &epilogue).unwrap();
                     let noisy = noise.map_or(x.clone(), |n| noise::forward(&x, n).unwrap());
                     let v = conv2d::forward(&noisy, &w, Some(&b), SAME).unwrap();
                     let u = match epilogue.residual {
@@ -112,6 +114,33 @@ fn is_the_single_ops_to_the_bit() {
     }
 }
 
+/// An image read for all of its draws is the image repeated.
+#[test]
+fn draws_are_repeated_images_to_the_bit() {
+    let draws = 3;
+    for dtype in [DType::F32, DType::F64] {
+        let (x, w) = (values(X, 1, dtype), values(W, 2, dtype));
+        let rows = repeat(&x, 0..X.n, draws).unwrap();
+        let noise = Noise {
+            key: Key::consecutive(5, Purpose::Test, 100, X.n * draws, 3),
+            ..draw(1)
+        };
+        for noise in [None, Some(&noise)] {
+            let y = |input| {
+                let (y, _) =
+                    fused_conv2d::forward(input, &w, None, SAME, &Epilogue::default()).unwrap();
+                bits(&y)
+            };
+            let read_once = Input {
+                x: &x,
+                draws,
+                noise,
+            };
+            assert!(y(read_once) == y(Input::noisy(&rows, noise)), "{dtype}");
+        }
+    }
+}
+
 /// A folded network is the same function; in f64 hardly a digit is lost.
 #[test]
 fn folded_batch_norm_is_batch_norm() {
@@ -141,7 +170,8 @@ fn bad_arguments_are_named() {
     let dtype = DType::F32;
     let (x, w) = (values(X, 1, dtype), values(W, 2, dtype));
     let error = |noise: Option<&Noise>, epilogue: &Epilogue<'_>| {
-        let found = fused_conv2d::forward(&x, noise, &w, None, SAME, epilogue);
+        let input = Input::noisy(&x, noise);
+        let found = fused_conv2d::forward(input, &w, None, SAME, epilogue);
         found.err().unwrap().to_string()
     };
     let mut few = draw(1);
@@ -169,11 +199,31 @@ fn bad_arguments_are_named() {
         error(None, &activation),
         "fused_conv2d::forward: activation: expected a bound above 0, found 0"
     );
+    let draws = |draws: usize, noise: Option<&Noise>| {
+        let input = Input {
+            x: &x,
+            draws,
+            noise,
+        };
+        let found = fused_conv2d::forward(input, &w, None, SAME, &Epilogue::default());
+        found.err().unwrap().to_string()
+    };
+    for count in [0, usize::MAX] {
+        let expected = "expected at least 1, and few enough for 3 images";
+        assert_eq!(
+            draws(count, None),
+            format!("fused_conv2d::forward: draws: {expected}, found {count}")
+        );
+    }
+    assert_eq!(
+        draws(2, Some(&draw(1))),
+        "fused_conv2d::forward: noise.key.rows: expected 6 entries, one per row of the batch, found 3"
+    );
     let pooled = Epilogue {
         pool: Some(TWO),
         ..Epilogue::default()
     };
-    let (y, extras) = fused_conv2d::forward(&x, None, &w, None, SAME, &pooled).unwrap();
+    let (y, extras) = fused_conv2d::forward(&x, &w, None, SAME, &pooled).unwrap();
     let v_shape = SAME.output_shape("test", X, W).unwrap();
     let found = fused_conv2d::output_grad(y, v_shape, Some(TWO), &extras);
     assert_eq!(

@@ -515,7 +515,7 @@ fn a_frozen_network_is_the_network() {
                 ..NoisePlan::default()
             });
             let mut frozen = model.freeze().unwrap();
-            let found = frozen.forward(x.clone(), &pass).unwrap();
+            let found = frozen.forward(x.clone(), 1, &pass).unwrap();
             let grad = frozen.backward(dz.clone()).unwrap();
             for (what, a, b) in [("logits", &z, &found), ("gradient", &dx, &grad)] {
                 let largest = a.to_f64_vec().iter().fold(0.0f64, |m, v| m.max(v.abs()));
@@ -524,12 +524,27 @@ fn a_frozen_network_is_the_network() {
                     assert!(off < 1e-11, "{} {site} {what}: {a} {b}", config.arch);
                 }
             }
+            // Draws of the three images, one of them read at once for two.
+            let pairs = Pass {
+                record: true,
+                ..eval(Some(rows(&[4, 5, 0, 1, 9, 10])))
+            };
+            let by_two = frozen.forward(x.clone(), 2, &pairs).unwrap();
+            let repeated = frozen
+                .forward(x.gather_rows(&[0, 0, 1, 1, 2, 2]).unwrap(), 1, &pairs)
+                .unwrap();
+            assert_eq!(
+                by_two.data::<f64>(),
+                repeated.data::<f64>(),
+                "{}",
+                config.arch
+            );
             let alone = Pass {
                 record: true,
                 ..eval(Some(rows(&[9])))
             };
             let row = x.gather_rows(&[2]).unwrap();
-            let one = frozen.forward(row, &alone).unwrap();
+            let one = frozen.forward(row, 1, &alone).unwrap();
             let last = found.gather_rows(&[2]).unwrap();
             assert_eq!(one.data::<f64>(), last.data::<f64>(), "{}", config.arch);
         }
@@ -540,7 +555,7 @@ fn a_frozen_network_is_the_network() {
         mode: Mode::Train,
         ..eval(None)
     };
-    let error = model.freeze().unwrap().forward(x, &pass).unwrap_err();
+    let error = model.freeze().unwrap().forward(x, 1, &pass).unwrap_err();
     assert_eq!(
         error.to_string(),
         "Frozen::forward: pass.mode: expected eval, as the network is frozen, found train"

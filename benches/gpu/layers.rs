@@ -110,6 +110,7 @@ fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<
         pass,
         dtype: DTYPE,
         x: layer.x.with_n(n),
+        draws: 1,
         w: layer.w,
         conv: layer.conv,
         pool: false,

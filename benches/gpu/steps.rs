@@ -77,7 +77,7 @@ fn passes(b: &Bench, dtype: DType) -> Result<()> {
         let mut frozen = model.freeze()?;
         let name = format!("vgg16 frozen forward, noise in the {site} {dtype}");
         b.case(&name, work(1, BATCH), || {
-            frozen.forward(x.clone(), &pass(Mode::Eval, false))?;
+            frozen.forward(x.clone(), 1, &pass(Mode::Eval, false))?;
             Ok(())
         })?;
     }

@@ -113,6 +113,7 @@ fn launch(layer: &Convolution, pass: Pass, n: usize, dtype: DType) -> Launch {
         pass,
         dtype,
         x: layer.x.with_n(n),
+        draws: 1,
         w: layer.w,
         conv: layer.conv,
         pool: layer.pool,

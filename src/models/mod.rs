@@ -358,7 +358,7 @@ impl Model {
     /// Errors: images of another size, dtype or device; no row; not enough device memory.
     pub fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
         check_images("Model::forward", &x, self.config.input, self.kind())?;
-        forward(&mut self.layers, x, self.dtype, pass, self.plan)
+        forward(&mut self.layers, x, 1, self.dtype, pass, self.plan)
     }
 
     /// Gradient in the images of the last recorded forward pass; `dy` is the logits' gradient.
@@ -430,10 +430,11 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Logits `[n, 1, 1, classes]` of images `[n, h, w, c]`.
+    /// Logits `[n * draws, 1, 1, classes]` of images `[n, h, w, c]`: `draws` rows one after the other are an
+    /// image's, which the first convolution reads once for all of them. `pass.noise` names that many rows.
     ///
-    /// Errors: as [`Model::forward`]; a pass that trains.
-    pub fn forward(&mut self, x: Tensor, pass: &Pass) -> Result<Tensor> {
+    /// Errors: as [`Model::forward`]; no draw; a pass that trains.
+    pub fn forward(&mut self, x: Tensor, draws: usize, pass: &Pass) -> Result<Tensor> {
         check_images("Frozen::forward", &x, self.input, self.kind)?;
         if pass.mode == nn::Mode::Train {
             let expected = "eval, as the network is frozen";
@@ -444,10 +445,11 @@ impl Frozen {
                 "train",
             ));
         }
-        forward(&mut self.layers, x, self.kind.dtype, pass, self.plan)
+        let (dtype, plan) = (self.kind.dtype, self.plan);
+        forward(&mut self.layers, x, draws, dtype, pass, plan)
     }
 
-    /// Gradient in the images of the last recorded forward pass; `dy` is the logits' gradient.
+    /// Gradient `[n * draws, h, w, c]` in the rows of the last recorded forward pass; `dy` is the logits' gradient.
     pub fn backward(&mut self, dy: Tensor) -> Result<Tensor> {
         let dx = backward(
             &mut self.layers,
@@ -472,12 +474,14 @@ fn check_images(op: &'static str, x: &Tensor, input: Shape, kind: Kind) -> Resul
 fn forward(
     layers: &mut [Box<dyn Layer>],
     x: Tensor,
+    draws: usize,
     dtype: DType,
     pass: &Pass,
     plan: NoisePlan,
 ) -> Result<Tensor> {
     let link = Link {
         plan,
+        draws,
         ..Link::default()
     };
     nn::chain::forward(layers, x.to_dtype(dtype)?, pass, &link)?.to_dtype(dtype.master())

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::{Grads, Layer, Pass};
 use crate::error::{Error, Result};
+use crate::ops::ensemble::repeat;
 use crate::ops::noise::Noise;
 use crate::tensor::Tensor;
 
@@ -92,7 +93,7 @@ pub enum End {
 }
 
 /// How a layer stands between its neighbours in a forward pass.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Link<'a> {
     /// For the layers inside.
     pub plan: NoisePlan,
@@ -104,6 +105,23 @@ pub struct Link<'a> {
     pub next: Option<&'a Noise>,
     /// To be added in front of the last activation; for blocks.
     pub residual: Option<&'a Tensor>,
+    /// Rows of the batch that each row of `x` makes, one after the other: an ensemble's draws, in front of the
+    /// first layer. 1 for layers that do not [take](Layer::takes_draws) more.
+    pub draws: usize,
+}
+
+impl Default for Link<'_> {
+    /// A layer by itself.
+    fn default() -> Self {
+        Link {
+            plan: NoisePlan::default(),
+            drawn: false,
+            remade: false,
+            next: None,
+            residual: None,
+            draws: 1,
+        }
+    }
 }
 
 /// What a backward pass is to find.
@@ -125,6 +143,11 @@ pub(crate) fn forward<L: Layer>(
     link: &Link<'_>,
 ) -> Result<Tensor> {
     let plan = link.plan;
+    let mut draws = link.draws;
+    if !layers.first().is_some_and(L::takes_draws) {
+        x = repeat(&x, 0..x.shape().n, draws)?;
+        draws = 1;
+    }
     let (mut drawn, mut remade) = (link.drawn, link.remade);
     for i in 0..layers.len() {
         let (layer, last) = (&layers[i], i + 1 == layers.len());
@@ -139,8 +162,10 @@ pub(crate) fn forward<L: Layer>(
             remade,
             next: if last { link.next } else { own.as_ref() },
             residual: link.residual.filter(|_| last),
+            draws,
         };
         x = layers[i].forward(x, pass, &link)?;
+        draws = 1;
         drawn = own.is_some();
         remade = plan.recompute && layers[i].remakes();
     }

@@ -7,7 +7,7 @@ use super::{
 use crate::error::Result;
 use crate::ops::apply::{self, Norm, Then};
 use crate::ops::batch_norm::{Activation, Running};
-use crate::ops::conv2d::{self, Conv2d};
+use crate::ops::conv2d::{self, Conv2d, Input};
 use crate::ops::fused_conv2d::{self, Epilogue};
 use crate::ops::noise::Noise;
 use crate::ops::noisy_conv2d;
@@ -167,8 +167,8 @@ impl Layer for ConvBlock {
             statistics: pass.mode == Mode::Train && self.norm.is_some(),
             ..Epilogue::default()
         };
-        let (z, extras) =
-            fused_conv2d::forward(&x, noise.as_ref(), w, b, self.conv.geometry, &epilogue)?;
+        let input = Input::noisy(&x, noise.as_ref());
+        let (z, extras) = fused_conv2d::forward(input, w, b, self.conv.geometry, &epilogue)?;
         let x_shape = x.shape();
         // Memory that nobody needs any more is free for what follows.
         let x = (pass.record && !link.remade).then_some(x);

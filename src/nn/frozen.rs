@@ -4,7 +4,7 @@
 use super::{Back, Block, ConvBlock, End, Entry, Gradients, Grads, Layer, Link, NoiseLayer, Pass};
 use crate::error::Result;
 use crate::ops::batch_norm::{self, Activation};
-use crate::ops::conv2d::{self, Constant, Conv2d};
+use crate::ops::conv2d::{self, Constant, Conv2d, Input};
 use crate::ops::fused_conv2d::{self, Epilogue, Extras};
 use crate::ops::noise::Noise;
 use crate::ops::pool2d::Pool2d;
@@ -101,6 +101,10 @@ impl Layer for FrozenBlock {
         End::Epilogue
     }
 
+    fn takes_draws(&self) -> bool {
+        true
+    }
+
     fn forward(&mut self, x: Tensor, pass: &Pass, link: &Link<'_>) -> Result<Tensor> {
         let noise = self.noise.draw(pass).filter(|_| !link.drawn);
         let epilogue = Epilogue {
@@ -112,11 +116,17 @@ impl Layer for FrozenBlock {
             record: pass.record,
         };
         let (w, b, geometry) = (&self.w, self.b.as_ref(), self.geometry);
-        let (y, extras) = fused_conv2d::forward(&x, noise.as_ref(), w, b, geometry, &epilogue)?;
+        let input = Input {
+            x: &x,
+            draws: link.draws,
+            noise: noise.as_ref(),
+        };
+        let x_shape = x.shape().with_n(x.shape().n * link.draws);
+        let (y, extras) = fused_conv2d::forward(input, w, b, geometry, &epilogue)?;
         let saved = || -> Result<Saved> {
             Ok(Saved {
-                x_shape: x.shape(),
-                v_shape: geometry.output_shape("nn", x.shape(), w.tensor().shape())?,
+                x_shape,
+                v_shape: geometry.output_shape("nn", x_shape, w.tensor().shape())?,
                 residual: link.residual.is_some(),
                 extras,
             })

@@ -108,6 +108,11 @@ pub trait Layer: Send {
         End::Other
     }
 
+    /// Whether it can read an image once for all the rows that it makes: takes [`Link::draws`] above 1.
+    fn takes_draws(&self) -> bool {
+        false
+    }
+
     /// Whether there is anything to train in it.
     fn is_trained(&self) -> bool {
         false
@@ -146,6 +151,10 @@ impl Layer for Box<dyn Layer> {
 
     fn end(&self) -> End {
         (**self).end()
+    }
+
+    fn takes_draws(&self) -> bool {
+        (**self).takes_draws()
     }
 
     fn is_trained(&self) -> bool {

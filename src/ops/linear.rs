@@ -36,10 +36,10 @@ pub fn forward<'w>(x: &Tensor, w: impl Into<Weights<'w>>, b: Option<&Tensor>) ->
     expect_rows(OP, "w", w.shape())?;
     w.expect(OP, "w", w.shape().with_c(x.shape().c), x.kind().master())?;
     if x.gpu().is_some() {
-        return conv2d::forward_noisy(OP, x, None, w, b, CONV);
+        return conv2d::forward_of(OP, &x.into(), w, b, CONV);
     }
     // The bias last: where it is large, a sum that began with it would lose the products' digits.
-    let mut y = conv2d::forward_noisy(OP, x, None, w, None, CONV)?;
+    let mut y = conv2d::forward_of(OP, &x.into(), w, None, CONV)?;
     if let Some(b) = b {
         b.expect(OP, "b", Shape::vector(y.shape().c), y.kind())?;
         let c = y.shape().c;

@@ -4,7 +4,7 @@
 //! No noisy copy of the input is stored: each task of a convolution draws the noise of what it
 //! reads into its own small buffer, and the weight gradient draws the same noise again.
 
-use super::conv2d::{self, Conv2d};
+use super::conv2d::{self, Conv2d, Input};
 use super::noise::{self, Noise};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -18,8 +18,7 @@ pub fn forward(
     conv: Conv2d,
 ) -> Result<Tensor> {
     const OP: &str = "noisy_conv2d::forward";
-    noise::check_shape(OP, noise, x.shape())?;
-    conv2d::forward_noisy(OP, x, Some(noise), w.into(), b, conv)
+    conv2d::forward_of(OP, &Input::noisy(x, Some(noise)), w.into(), b, conv)
 }
 
 /// Adds the gradients in `w` and `b`; draws the forward pass's noise again.

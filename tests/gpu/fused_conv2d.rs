@@ -4,7 +4,7 @@
 use noiseforge::gpu::Gpu;
 use noiseforge::ops::apply::{self, Norm, Then};
 use noiseforge::ops::batch_norm::{self, Activation, Partials, Running};
-use noiseforge::ops::conv2d;
+use noiseforge::ops::conv2d::{self, Input};
 use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{Key, Noise, Normals, Purpose};
 use noiseforge::ops::noisy_conv2d;
@@ -94,7 +94,8 @@ fn pass(
         record: true,
         ..Epilogue::default()
     };
-    let (y, extras) = fused_conv2d::forward(&x, Some(&noise), &w, Some(&b), case.conv, &epilogue)?;
+    let input = Input::noisy(&x, Some(&noise));
+    let (y, extras) = fused_conv2d::forward(input, &w, Some(&b), case.conv, &epilogue)?;
     let dy = on(&values(y.shape(), 8), true)?;
     let dv = fused_conv2d::output_grad(dy, case.y, behind.pool, &extras)?;
     let dx = conv2d::input_grad(&dv, &w, case.x, case.conv)?;
@@ -167,7 +168,7 @@ fn the_place_of_the_noise_does_not_show() {
                 noise: Some(&next),
                 ..quiet
             };
-            let y = |epilogue| fused_conv2d::forward(&x, None, &w, Some(&b), case.conv, epilogue);
+            let y = |epilogue| fused_conv2d::forward(&x, &w, Some(&b), case.conv, epilogue);
             let (here, clean) = (y(&noisy)?.0, y(&quiet)?.0);
             let k = if clean.shape().h > 1 { 3 } else { 1 };
             let w = values(Shape::new(12, k, k, clean.shape().c), 9).to_gpu(gpu)?;
@@ -208,7 +209,7 @@ fn statistics_are_the_batch_norms() {
                 statistics: true,
                 ..Epilogue::default()
             };
-            let (v, extras) = fused_conv2d::forward(&x, None, &w, Some(&b), case.conv, &epilogue)?;
+            let (v, extras) = fused_conv2d::forward(&x, &w, Some(&b), case.conv, &epilogue)?;
             normalised(v, extras.statistics.filter(|_| gathered))
         };
         let exact = train(&Device::Cpu, DType::F64, true).unwrap();

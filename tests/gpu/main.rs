@@ -7,6 +7,7 @@ mod batch_norm;
 mod conv2d;
 mod data;
 mod device;
+mod draws;
 mod ensemble;
 mod fused_conv2d;
 mod harness;

@@ -70,7 +70,7 @@ fn frozen_networks_have_the_same_bits_wherever_noise_is_drawn() {
                             recompute: false,
                         });
                         let mut frozen = model.freeze()?;
-                        let z = frozen.forward(x, &pass)?;
+                        let z = frozen.forward(x, 1, &pass)?;
                         let dx = frozen.backward(dz(&z)?)?;
                         Ok(vec![z, dx])
                     }
@@ -220,7 +220,7 @@ fn a_frozen_network_stays_what_it_is() {
         let mut launches = Vec::new();
         let mut run = || {
             emulator().map(|e| e.take_stats());
-            let z = frozen.forward(x.clone(), &pass).unwrap();
+            let z = frozen.forward(x.clone(), 1, &pass).unwrap();
             let dx = frozen.backward(z.clone()).unwrap();
             gpu.synchronize().unwrap();
             launches.extend(emulator().map(|e| e.take_stats().launches));

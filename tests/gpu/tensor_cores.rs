@@ -166,7 +166,7 @@ fn everything(gpu: &Gpu, case: &Case, dtype: DType) -> Result<Vec<Tensor>> {
         record: true,
         ..Epilogue::default()
     };
-    let (y, extras) = fused_conv2d::forward(&x, None, &w, Some(&b), case.conv, &epilogue)?;
+    let (y, extras) = fused_conv2d::forward(&x, &w, Some(&b), case.conv, &epilogue)?;
     let dy = values(y.shape(), 8).to_gpu(gpu)?.to_dtype(dtype)?;
     let dv = fused_conv2d::output_grad(dy, case.y, epilogue.pool, &extras)?;
     // The result itself plays no part.

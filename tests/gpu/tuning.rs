@@ -20,6 +20,7 @@ fn launch(pass: Pass, noise: bool) -> Launch {
         pass,
         dtype: DType::BF16,
         x: Shape::new(17, 4, 4, 64),
+        draws: 1,
         w: Shape::new(40, 3, 3, 64),
         conv: Conv2d {
             stride: 1,

@@ -199,7 +199,7 @@ fn fused(gpu: &Gpu, case: &Case, dtype: DType, behind: Behind) -> Result<Vec<Ten
         noise: next.as_ref(),
         record: true,
     };
-    let (y, extras) = fused_conv2d::forward(&x, None, &w, Some(&b), case.conv, &epilogue)?;
+    let (y, extras) = fused_conv2d::forward(&x, &w, Some(&b), case.conv, &epilogue)?;
     let dy = quarters(y.shape(), 8).to_gpu(gpu)?.to_dtype(dtype)?;
     let dv = fused_conv2d::output_grad(dy, case.y, epilogue.pool, &extras)?;
     // The result itself plays no part.

@@ -82,9 +82,11 @@ pub fn all(card: &Card, layers: &[Convolution], batch: usize, dtype: DType) -> R
             unmodelled: 0.0,
         },
     };
-    let forward = |sum: &mut Sum<'_>, rows: usize, folded: bool| -> Result<()> {
-        for layer in layers {
-            let mut l = launch(layer, Pass::Forward, rows, dtype);
+    let forward = |sum: &mut Sum<'_>, draws: usize, folded: bool| -> Result<()> {
+        for (i, layer) in layers.iter().enumerate() {
+            let mut l = launch(layer, Pass::Forward, batch * draws, dtype);
+            // The first one reads an image once for all of its draws.
+            l.draws = if i == 0 { draws } else { 1 };
             if !folded && layer.norm {
                 (l.pool, l.residual) = (false, false);
             }
@@ -96,10 +98,10 @@ pub fn all(card: &Card, layers: &[Convolution], batch: usize, dtype: DType) -> R
     let y_of = |layer: &Convolution| launch(layer, Pass::Forward, batch, dtype).y();
 
     let mut once = new("forward", batch);
-    forward(&mut once, batch, true)?;
+    forward(&mut once, 1, true)?;
 
     let mut attack = new("attack iteration", batch);
-    forward(&mut attack, batch, true)?;
+    forward(&mut attack, 1, true)?;
     for layer in layers {
         let y = y_of(layer)?.len();
         if layer.norm {
@@ -110,7 +112,7 @@ pub fn all(card: &Card, layers: &[Convolution], batch: usize, dtype: DType) -> R
     }
 
     let mut training = new("training step", batch);
-    forward(&mut training, batch, false)?;
+    forward(&mut training, 1, false)?;
     let mut parameters = 0;
     for (i, layer) in layers.iter().enumerate() {
         let y = y_of(layer)?.len();
@@ -129,7 +131,7 @@ pub fn all(card: &Card, layers: &[Convolution], batch: usize, dtype: DType) -> R
     training.pass(parameters * SGD);
 
     let mut ensemble = new("ensemble of 50 draws", batch);
-    forward(&mut ensemble, batch * DRAWS, true)?;
+    forward(&mut ensemble, DRAWS, true)?;
 
     let finish = |sum: Sum<'_>| {
         // What a graph's nodes take where they are shorter than that is hidden by no other.

@@ -4,7 +4,7 @@ use super::{clip_kinks, draw, pixel_differences, zeros};
 use crate::error::Result;
 use crate::gradcheck::{Check, Report, normal};
 use crate::ops::batch_norm::Activation;
-use crate::ops::conv2d::{self, Conv2d};
+use crate::ops::conv2d::{self, Conv2d, Input};
 use crate::ops::fused_conv2d::{self, Epilogue, Extras};
 use crate::ops::noise::Normals;
 use crate::ops::noisy_conv2d;
@@ -131,7 +131,8 @@ fn fused_pass(
         record: true,
         ..Epilogue::default()
     };
-    fused_conv2d::forward(&i[0], Some(&noise), &i[1], Some(&i[2]), conv, &epilogue)
+    let input = Input::noisy(&i[0], Some(&noise));
+    fused_conv2d::forward(input, &i[1], Some(&i[2]), conv, &epilogue)
 }
 
 pub(super) fn fused_conv2d() -> Result<Vec<Report>> {
@@ -174,5 +175,6 @@ fn fused_pass_before(i: &[Tensor], conv: Conv2d) -> Result<(Tensor, Extras)> {
         residual: Some(&i[3]),
         ..Epilogue::default()
     };
-    fused_conv2d::forward(&i[0], Some(&noise), &i[1], Some(&i[2]), conv, &epilogue)
+    let input = Input::noisy(&i[0], Some(&noise));
+    fused_conv2d::forward(input, &i[1], Some(&i[2]), conv, &epilogue)
 }

@@ -139,6 +139,7 @@ fn fragments_are_loaded_without_conflicts_but_for_strides_and_short_rows() {
                     pass,
                     dtype: DType::BF16,
                     x: layer.x.with_n(n),
+                    draws: 1,
                     w: layer.w,
                     conv: layer.conv,
                     pool: false,
@@ -195,6 +196,7 @@ fn conflicts_of_small_images_are_known() {
             pass: Pass::Forward,
             dtype: DType::BF16,
             x: Shape::new(1024, side, side, 256),
+            draws: 1,
             w: Shape::new(256, 3, 3, 256),
             conv: super::Conv2d {
                 stride: 1,

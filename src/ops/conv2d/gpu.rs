@@ -3,15 +3,16 @@
 //! 16-bit types (and f32, where tf32 is allowed) go to the tensor cores if their shape fits, the rest to
 //! the CUDA cores.
 
-use super::mma::{self, Demands};
+use super::mma::{self, Demands, Operands};
 use super::model::Card;
 use super::plans::{Key, Plans};
-use super::{Conv2d, Weights, mma_weight_grad, plan, wgmma};
+use super::{Conv2d, Input, Weights, mma_weight_grad, plan, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
 use crate::ops::noise::Noise;
 use crate::ops::noise::gpu::Fused;
+use crate::ops::spans::divisor;
 use crate::tensor::{DType, Shape, Tensor};
 
 /// The plan for the tensor cores; `None`: not there.
@@ -93,31 +94,37 @@ fn plan_tensor_cores(op: &'static str, gpu: &Gpu, y: Shape, key: Key) -> Result<
 pub(super) fn forward(
     op: &'static str,
     gpu: &Gpu,
-    x: &Tensor,
-    noise: Option<&Noise>,
+    input: &Input<'_>,
     w: Weights<'_>,
     b: Option<&Tensor>,
-    y_shape: Shape,
+    (x_shape, y_shape): (Shape, Shape),
     conv: Conv2d,
 ) -> Result<Tensor> {
-    let noise = Fused::new(gpu, noise, x.shape())?;
+    let x = input.x;
+    let noise = Fused::new(gpu, input.noise, x_shape)?;
     let mut y = Tensor::uninit(gpu, y_shape, x.dtype())?;
     let plan = tensor_cores(
         op,
         gpu,
         false,
         x.dtype(),
-        x.shape(),
+        x_shape,
         w.shape(),
         y_shape,
         conv,
         false,
     )?;
     if let Some(plan) = plan {
-        plan.convolve(gpu, w, y.ptr_mut()?, x.ptr(), b.map(Tensor::ptr), &noise)?;
+        let (x, draws) = plan.reads(input)?;
+        let operands = Operands {
+            draws,
+            ..Operands::plain(y.ptr_mut()?, x.ptr(), b.map(Tensor::ptr))
+        };
+        plan.convolve(gpu, w, &operands, &noise)?;
         return Ok(y);
     }
-    let plan = plan::direct(op, false, x.shape(), w.shape(), y_shape, conv)?;
+    let mut plan = plan::direct(op, false, x_shape, w.shape(), y_shape, conv)?;
+    plan.p.patch.draws = divisor(input.draws);
     kernels::conv2d_forward(
         gpu,
         x.dtype(),
@@ -157,7 +164,8 @@ pub(super) fn input_grad(
         false,
     )?;
     if let Some(plan) = plan {
-        plan.convolve(gpu, w, dx.ptr_mut()?, dy.ptr(), None, &Fused::none())?;
+        let operands = Operands::plain(dx.ptr_mut()?, dy.ptr(), None);
+        plan.convolve(gpu, w, &operands, &Fused::none())?;
         return Ok(dx);
     }
     let plan = plan::direct(op, true, x_shape, w.shape(), dy.shape(), conv)?;

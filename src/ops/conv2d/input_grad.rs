@@ -103,7 +103,7 @@ pub(super) fn input_grad<T: Element>(
             });
         }
     }
-    let dy = Operand::new(dy, y_shape, None);
+    let dy = Operand::new(dy, y_shape, 1, None);
     convolve(&dy, conv.groups, &parts, None, x_shape)
 }
 
@@ -147,7 +147,7 @@ fn few_channels<T: Element>(
         weights,
     };
     let t_shape = Shape::new(x_shape.n, x_shape.h, y_shape.w, k * c_in);
-    let dy = Operand::new(dy, y_shape, None);
+    let dy = Operand::new(dy, y_shape, 1, None);
     let t = convolve(&dy, 1, &[part], None, t_shape);
 
     let mut dx = vec![T::zero(); x_shape.len()];

@@ -14,6 +14,7 @@ use super::{Conv2d, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::{Gemm, Packing, Tile};
 use crate::gpu::tuning::Tuning;
+use crate::ops::spans::divisor;
 use crate::tensor::{DType, Shape};
 
 /// How many warps share a block, as the kernels have it.
@@ -212,7 +213,7 @@ impl Cut {
 fn shared(blocking: &Blocking, problem: &Problem, cut: &Cut) -> usize {
     let slabs = STAGES * blocking.cols * SLAB;
     let patches = problem.buffers * cut.patch_pixels() * problem.pitch;
-    let sources = cut.patch_pixels() * 8;
+    let sources = cut.patch_pixels() * 12;
     let windows = if blocking.tall { 4 } else { 8 };
     let results = blocking.rows * (windows * 8 + 8) * 4;
     (slabs + patches + sources).max(results)
@@ -499,6 +500,7 @@ pub(in crate::ops) fn plan(
         gap: gap as u32,
         buffers: buffers as u32,
         vectors: from.c.is_multiple_of(8).into(),
+        draws: divisor(1),
     };
     let packing = Packing {
         rows_group: (to.c / conv.groups) as u32,

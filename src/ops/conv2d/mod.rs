@@ -28,8 +28,9 @@ mod weight_grad;
 mod weights;
 mod wgmma;
 
+use super::ensemble::repeat;
 use super::isa::Isa;
-use super::noise::Noise;
+use super::noise::{self, Noise};
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -114,10 +115,64 @@ impl Conv2d {
     }
 }
 
+/// What a convolution reads: each image of `x` as `draws` rows of its batch, one after the other, and the
+/// noise that is added to the rows. The image itself is read for all of its draws.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// `[n, h, w, c]`.
+    pub x: &'a Tensor,
+    /// Rows made of an image, at least 1: an ensemble's draws.
+    pub draws: usize,
+    /// Of the `n * draws` rows.
+    pub noise: Option<&'a Noise>,
+}
+
+impl<'a> From<&'a Tensor> for Input<'a> {
+    /// As it is.
+    fn from(x: &'a Tensor) -> Self {
+        Input {
+            x,
+            draws: 1,
+            noise: None,
+        }
+    }
+}
+
+impl<'a> Input<'a> {
+    /// A row an image, with noise if there is any.
+    pub fn noisy(x: &'a Tensor, noise: Option<&'a Noise>) -> Self {
+        Input {
+            noise,
+            ..Input::from(x)
+        }
+    }
+
+    /// `[n * draws, h, w, c]`.
+    ///
+    /// Errors: no draw, or more rows than can be counted; noise of other rows.
+    pub(super) fn shape(&self, op: &'static str) -> Result<Shape> {
+        let x = self.x.shape();
+        let rows = x.n.checked_mul(self.draws).filter(|_| self.draws > 0);
+        let Some(rows) = rows else {
+            let expected = format_args!("at least 1, and few enough for {} images", x.n);
+            return Err(Error::argument(op, "draws", expected, self.draws));
+        };
+        if let Some(noise) = self.noise {
+            noise::check_shape(op, noise, x.with_n(rows))?;
+        }
+        Ok(x.with_n(rows))
+    }
+
+    /// Where every row lies by itself, for a kernel that looks for it there.
+    fn repeated(&self) -> Result<Tensor> {
+        repeat(self.x, 0..self.x.shape().n, self.draws)
+    }
+}
+
 /// `y = conv(x, w) + b`. x `[n, h, w, c_in]`, w `[c_out, k, k, c_in / groups]`,
 /// b `[1, 1, 1, c_out]`, y `[n, oh, ow, c_out]`, `oh = (h + 2 pad - k) / stride + 1`.
 pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
-    forward_noisy("conv2d::forward", x, None, w.into(), b, conv)
+    forward_of("conv2d::forward", &x.into(), w.into(), b, conv)
 }
 
 /// Gradient in `x`, of shape `x_shape`.
@@ -168,25 +223,25 @@ pub fn weight_grad(
     weight_grad_noisy("conv2d::weight_grad", dy, x, None, dw, db, conv)
 }
 
-/// [`forward`] with noise added to `x` while it is read; `op` is the name errors carry.
-pub(super) fn forward_noisy(
+/// [`forward`] of all that may be read; `op` is the name errors carry.
+pub(super) fn forward_of(
     op: &'static str,
-    x: &Tensor,
-    noise: Option<&Noise>,
+    input: &Input<'_>,
     w: Weights<'_>,
     b: Option<&Tensor>,
     conv: Conv2d,
 ) -> Result<Tensor> {
-    let y_shape = conv.output_shape(op, x.shape(), w.shape())?;
+    let (x, x_shape) = (input.x, input.shape(op)?);
+    let y_shape = conv.output_shape(op, x_shape, w.shape())?;
     w.expect(op, "w", w.shape(), x.kind().master())?;
     if let Some(b) = b {
         b.expect(op, "b", Shape::vector(y_shape.c), x.kind().master())?;
     }
     if let Some(gpu) = x.gpu() {
-        return gpu::forward(op, gpu, x, noise, w, b, y_shape, conv);
+        return gpu::forward(op, gpu, input, w, b, (x_shape, y_shape), conv);
     }
     dispatch!(x.dtype(), T => {
-        let x = operand::Operand::<T>::new(x.data(), x.shape(), noise);
+        let x = operand::Operand::<T>::new(x.data(), x_shape, input.draws, input.noise);
         let b = b.map(|b| b.data());
         let y = direct::forward(Isa::current(), &x, w.data(), w.shape(), b, y_shape, conv);
         Tensor::from_vec(y_shape, y)
@@ -214,7 +269,7 @@ pub(super) fn weight_grad_noisy(
     }
     let w_shape = dw.shape();
     dispatch!(x.dtype(), T => {
-        let x = operand::Operand::<T>::new(x.data(), x.shape(), noise);
+        let x = operand::Operand::<T>::new(x.data(), x.shape(), 1, noise);
         let db = db.map(|db| db.data_mut());
         weight_grad::weight_grad(
             Isa::current(), dy.data(), y_shape, &x, dw.data_mut(), w_shape, db, conv,

@@ -6,8 +6,10 @@ use crate::tensor::Shape;
 
 /// A batch of images and the noise that is added to them while they are read.
 pub(super) struct Operand<'a, T> {
-    pub data: &'a [T],
+    data: &'a [T],
+    /// Of the rows, of which `draws` read the same image of `data`.
     pub shape: Shape,
+    draws: usize,
     noise: Option<&'a Noise>,
 }
 
@@ -40,19 +42,30 @@ impl Window {
 }
 
 impl<'a, T: Element> Operand<'a, T> {
-    pub fn new(data: &'a [T], shape: Shape, noise: Option<&'a Noise>) -> Self {
+    pub fn new(data: &'a [T], shape: Shape, draws: usize, noise: Option<&'a Noise>) -> Self {
         // Adding 0 z would turn -0 into +0: without deviation there is no noise.
         let noise = noise.filter(|noise| noise.sigma != 0.0);
-        Operand { data, shape, noise }
+        Operand {
+            data,
+            shape,
+            draws,
+            noise,
+        }
     }
 
-    /// Copies a window of one image, all channels, to `to`: `[rows, cols, c]`, dense.
+    /// The image that row `n` of the batch reads.
+    fn image(&self, n: usize) -> &'a [T] {
+        let len = self.shape.row_len();
+        &self.data[n / self.draws * len..][..len]
+    }
+
+    /// Copies a window of row `n`, all channels, to `to`: `[rows, cols, c]`, dense.
     /// Rows that `read` declines are left as they are.
-    pub fn copy(&self, image: usize, window: Window, read: impl Fn(usize) -> bool, to: &mut [T]) {
+    pub fn copy(&self, n: usize, window: Window, read: impl Fn(usize) -> bool, to: &mut [T]) {
         let c = self.shape.c;
         let pitch = window.cols * c;
-        let noise = self.noise.map(|noise| RowNoise::new(noise, image, c));
-        let from = &self.data[image * self.shape.row_len()..][..self.shape.row_len()];
+        let noise = self.noise.map(|noise| RowNoise::new(noise, n, c));
+        let from = self.image(n);
         for r in (0..window.rows).filter(|&r| read(r)) {
             let to = &mut to[r * pitch..][..pitch];
             let Some((at, row, col, count)) = window.inside(r, self.shape) else {
@@ -72,14 +85,14 @@ impl<'a, T: Element> Operand<'a, T> {
         }
     }
 
-    /// Copies channels `c0 .. c0 + width` of a window of one image: pixel `p` of the window
+    /// Copies channels `c0 .. c0 + width` of a window of row `n`: pixel `p` of the window
     /// (row by row) goes to `to[p * step..][..lanes]`, channels beyond `width` are 0.
     /// `stage` is room for the channels of one row of the image, all of them if noise is to be
     /// drawn and `c0` is not a multiple of 8.
     #[allow(clippy::too_many_arguments)]
     pub fn copy_channels(
         &self,
-        image: usize,
+        n: usize,
         window: Window,
         (c0, width): (usize, usize),
         lanes: usize,
@@ -88,8 +101,8 @@ impl<'a, T: Element> Operand<'a, T> {
         to: &mut [T],
     ) {
         let c = self.shape.c;
-        let noise = self.noise.map(|noise| RowNoise::new(noise, image, c));
-        let from = &self.data[image * self.shape.row_len()..][..self.shape.row_len()];
+        let noise = self.noise.map(|noise| RowNoise::new(noise, n, c));
+        let from = self.image(n);
         for r in 0..window.rows {
             let row_at = r * window.cols * step;
             let (at, row, col, count) =

@@ -4,6 +4,7 @@
 use super::Conv2d;
 use crate::error::{Error, Result};
 use crate::gpu::kernels::{Dims, Direct, Outer, Patch, Tile};
+use crate::ops::spans::divisor;
 use crate::tensor::Shape;
 
 /// Channels a thread copies at a time.
@@ -107,6 +108,7 @@ impl Grid {
             pitch: self.pitch() as u32,
             step: self.step as u32,
             gap: 1,
+            draws: divisor(1),
         };
         Some((total, tile, patch))
     }

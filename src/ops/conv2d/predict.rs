@@ -26,8 +26,10 @@ pub struct Launch {
     pub pass: Pass,
     /// The activations' type.
     pub dtype: DType,
-    /// The input's shape.
+    /// The input's shape, of all rows.
     pub x: Shape,
+    /// Rows that read the same image, in the forward pass: an ensemble's draws.
+    pub draws: usize,
     /// The weights' shape.
     pub w: Shape,
     /// Its geometry.
@@ -84,7 +86,12 @@ impl Launch {
         let y = self.y()?.len();
         let kept = if self.pool && forward { y / 4 } else { y };
         let residual = if self.residual && forward { y } else { 0 };
-        Ok((self.dtype.size() * (self.x.len() + kept + residual + self.w.len())) as f64)
+        let x = if forward {
+            self.x.len() / self.draws
+        } else {
+            self.x.len()
+        };
+        Ok((self.dtype.size() * (x + kept + residual + self.w.len())) as f64)
     }
 
     /// What it is called in a table of measurements.

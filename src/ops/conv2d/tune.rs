@@ -2,7 +2,7 @@
 
 use super::model::Card;
 use super::predict::{Launch, Pass};
-use super::{forward, forward_noisy, input_grad};
+use super::{Input, forward_of, input_grad};
 use crate::error::{Error, Result};
 use crate::gpu::tuning::{Measurement, Tuning};
 use crate::gpu::{Gpu, Timer};
@@ -84,16 +84,10 @@ fn each(gpu: &Gpu, launch: &Launch, effort: Effort) -> Result<Vec<Measurement>> 
         let input = &inputs[turn % copies];
         match (launch.pass, &noise) {
             (Pass::InputGrad, _) => input_grad(input, &w, x, launch.conv).map(drop),
-            (_, Some(noise)) => forward_noisy(
-                "conv2d::tune",
-                input,
-                Some(noise),
-                (&w).into(),
-                None,
-                launch.conv,
-            )
-            .map(drop),
-            (_, None) => forward(input, &w, None, launch.conv).map(drop),
+            (_, noise) => {
+                let input = Input::noisy(input, noise.as_ref());
+                forward_of("conv2d::tune", &input, (&w).into(), None, launch.conv).map(drop)
+            }
         }
     };
     let device = gpu.properties().name.clone();

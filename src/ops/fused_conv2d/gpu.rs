@@ -8,45 +8,34 @@ use crate::ops::apply::gpu::{Passed, fuses, passed};
 use crate::ops::batch_norm::{self, Activation, Partials, gpu::Vectors, gpu::bounds};
 use crate::ops::conv2d::gpu::tensor_cores;
 use crate::ops::conv2d::mma::{self, Operands, Plan};
-use crate::ops::conv2d::{self, Conv2d, Weights};
-use crate::ops::noise::Noise;
+use crate::ops::conv2d::{self, Conv2d, Input, Weights};
 use crate::ops::noise::gpu::Fused;
 use crate::ops::pool2d::{self, Argmax};
 use crate::ops::relu::{self, Mask};
 use crate::tensor::{Shape, Tensor};
 
-/// `shapes` are the convolution's result's and the whole pass's.
+/// `shapes` are the batch's, the convolution's result's and the whole pass's.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn forward(
     op: &'static str,
     gpu: &Gpu,
-    x: &Tensor,
-    noise: Option<&Noise>,
+    input: &Input<'_>,
     w: Weights<'_>,
     b: Option<&Tensor>,
-    (v_shape, y_shape): (Shape, Shape),
+    shapes: [Shape; 3],
     conv: Conv2d,
     epilogue: &Epilogue<'_>,
 ) -> Result<(Tensor, Extras)> {
     let pool = epilogue.pool.is_some();
+    let [x_shape, v_shape, y_shape] = shapes;
     if fits_one_pass(epilogue) {
-        let (dtype, w_shape) = (x.dtype(), w.shape());
-        let plan = tensor_cores(
-            op,
-            gpu,
-            false,
-            dtype,
-            x.shape(),
-            w_shape,
-            v_shape,
-            conv,
-            pool,
-        )?;
+        let (dtype, w_shape) = (input.x.dtype(), w.shape());
+        let plan = tensor_cores(op, gpu, false, dtype, x_shape, w_shape, v_shape, conv, pool)?;
         if let Some(plan) = plan {
-            return on_tensor_cores(gpu, &plan, x, noise, w, b, (v_shape, y_shape), epilogue);
+            return on_tensor_cores(gpu, &plan, input, w, b, shapes, epilogue);
         }
     }
-    let v = conv2d::forward_noisy(op, x, noise, w, b, conv)?;
+    let v = conv2d::forward_of(op, input, w, b, conv)?;
     let statistics = epilogue.statistics.then(|| batch_norm::partials(&v));
     let (y, mut extras) = behind(op, gpu, v, epilogue, y_shape)?;
     extras.statistics = statistics.transpose()?;
@@ -60,15 +49,13 @@ fn fits_one_pass(epilogue: &Epilogue<'_>) -> bool {
 }
 
 /// All of it in the convolution's kernel.
-#[allow(clippy::too_many_arguments)]
 fn on_tensor_cores(
     gpu: &Gpu,
     plan: &Plan,
-    x: &Tensor,
-    noise: Option<&Noise>,
+    input: &Input<'_>,
     w: Weights<'_>,
     b: Option<&Tensor>,
-    (v_shape, y_shape): (Shape, Shape),
+    [x_shape, v_shape, y_shape]: [Shape; 3],
     epilogue: &Epilogue<'_>,
 ) -> Result<(Tensor, Extras)> {
     let mask = epilogue.masked().then(|| relu::gpu::mask(gpu, y_shape));
@@ -87,6 +74,7 @@ fn on_tensor_cores(
         Some((partial, counts)) => (partial.ptr_mut(), counts.ptr_mut()),
         None => (Ptr::null(), Ptr::null()),
     };
+    let (x, draws) = plan.reads(input)?;
     let mut y = Tensor::uninit(gpu, y_shape, x.dtype())?;
     let operands = Operands {
         residual: epilogue.residual.map_or(Ptr::null(), Tensor::ptr),
@@ -94,6 +82,7 @@ fn on_tensor_cores(
         argmax: argmax.as_ref().map_or(Ptr::null(), Argmax::ptr),
         partial,
         counts,
+        draws,
         ..Operands::plain(y.ptr_mut()?, x.ptr(), b.map(Tensor::ptr))
     };
     let (low, cap) = bounds(epilogue.activation);
@@ -106,7 +95,7 @@ fn on_tensor_cores(
         image: next.row_pixels,
         ..plan.store()
     };
-    let noise = Fused::new(gpu, noise, x.shape())?;
+    let noise = Fused::new(gpu, input.noise, x_shape)?;
     let packed = mma::packed(gpu, plan, w)?;
     plan.launch(gpu, &packed, &operands, behind, &noise, &next)?;
     let statistics =

@@ -21,7 +21,7 @@
 mod gpu;
 
 use super::batch_norm::{self, Activation, Partials};
-use super::conv2d::{self, Conv2d, Weights};
+use super::conv2d::{self, Conv2d, Input, Weights};
 use super::noise::{self, Noise};
 use super::pool2d::{self, Argmax, Pool2d};
 use super::relu::{self, Mask};
@@ -90,27 +90,24 @@ impl Epilogue<'_> {
     }
 }
 
-/// x `[n, h, w, c_in]`, w `[c_out, k, k, c_in / groups]`, b `[1, 1, 1, c_out]`, y `[n, oh, ow, c_out]`,
-/// pooled if asked for; `noise` is what is added to `x`.
+/// x `[n, h, w, c_in]`, w `[c_out, k, k, c_in / groups]`, b `[1, 1, 1, c_out]`, y `[n * draws, oh, ow, c_out]`,
+/// pooled if asked for.
 ///
 /// Errors: what the single ops refuse.
-pub fn forward<'w>(
-    x: &Tensor,
-    noise: Option<&Noise>,
+pub fn forward<'x, 'w>(
+    x: impl Into<Input<'x>>,
     w: impl Into<Weights<'w>>,
     b: Option<&Tensor>,
     conv: Conv2d,
     epilogue: &Epilogue<'_>,
 ) -> Result<(Tensor, Extras)> {
     const OP: &str = "fused_conv2d::forward";
-    let w = w.into();
-    let v_shape = conv.output_shape(OP, x.shape(), w.shape())?;
+    let (input, w) = (x.into(), w.into());
+    let (x, x_shape) = (input.x, input.shape(OP)?);
+    let v_shape = conv.output_shape(OP, x_shape, w.shape())?;
     w.expect(OP, "w", w.shape(), x.kind().master())?;
     if let Some(b) = b {
         b.expect(OP, "b", Shape::vector(v_shape.c), x.kind().master())?;
-    }
-    if let Some(noise) = noise {
-        noise::check_shape(OP, noise, x.shape())?;
     }
     batch_norm::check_activation(OP, epilogue.activation)?;
     if let Some(residual) = epilogue.residual {
@@ -121,10 +118,10 @@ pub fn forward<'w>(
         noise::check_shape(OP, noise, y_shape)?;
     }
     if let Some(gpu) = x.gpu() {
-        let shapes = (v_shape, y_shape);
-        return gpu::forward(OP, gpu, x, noise, w, b, shapes, conv, epilogue);
+        let shapes = [x_shape, v_shape, y_shape];
+        return gpu::forward(OP, gpu, &input, w, b, shapes, conv, epilogue);
     }
-    let v = conv2d::forward_noisy(OP, x, noise, w, b, conv)?;
+    let v = conv2d::forward_of(OP, &input, w, b, conv)?;
     let statistics = epilogue.statistics.then(|| batch_norm::partials(&v));
     let (y, mut extras) = composed(v, epilogue)?;
     extras.statistics = statistics.transpose()?;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::{Plan, WARPS};
 use crate::error::Result;
-use crate::gpu::kernels::{Epilogue, conv2d_mma as kernels, pack};
+use crate::gpu::kernels::{Epilogue, Gemm, conv2d_mma as kernels, pack};
 use crate::gpu::{Buffer, Gpu, Ptr, launch_blocks};
-use crate::ops::conv2d::Weights;
+use crate::ops::conv2d::{Input, Weights};
 use crate::ops::noise::gpu::Fused;
 use crate::ops::spans::divisor;
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
 
 /// Weights in the order in which a plan reads them. They serve any batch.
 pub(in crate::ops) fn packed(gpu: &Gpu, plan: &Plan, w: Weights<'_>) -> Result<Arc<Buffer<u8>>> {
@@ -28,6 +28,8 @@ pub(in crate::ops) fn packed(gpu: &Gpu, plan: &Plan, w: Weights<'_>) -> Result<A
 pub(in crate::ops) struct Operands {
     pub y: Ptr,
     pub x: Ptr,
+    /// Rows of the batch that each image of `x` makes; see [`Plan::reads`].
+    pub draws: usize,
     pub bias: Ptr,
     pub residual: Ptr,
     pub mask: Ptr,
@@ -44,6 +46,7 @@ impl Operands {
         Operands {
             y,
             x,
+            draws: 1,
             bias: bias.unwrap_or(null),
             residual: null,
             mask: null,
@@ -77,19 +80,25 @@ impl Plan {
         }
     }
 
-    /// The convolution alone: `y` of `x`, with noise in the operand load.
+    /// What a launch reads of a batch, and as how many rows each: `wgmma` copies rows that lie one behind the
+    /// other, and no network's images have the channels that it takes.
+    pub fn reads(&self, input: &Input<'_>) -> Result<(Tensor, usize)> {
+        match self.wgmma {
+            None => Ok((input.x.clone(), input.draws)),
+            Some(_) => Ok((input.repeated()?, 1)),
+        }
+    }
+
+    /// The convolution alone, with noise in the operand load.
     pub fn convolve(
         &self,
         gpu: &Gpu,
         w: Weights<'_>,
-        y: Ptr,
-        x: Ptr,
-        bias: Option<Ptr>,
+        operands: &Operands,
         noise: &Fused,
     ) -> Result<()> {
         let packed = packed(gpu, self, w)?;
-        let operands = Operands::plain(y, x, bias);
-        self.launch(gpu, &packed, &operands, self.store(), noise, &Fused::none())
+        self.launch(gpu, &packed, operands, self.store(), noise, &Fused::none())
     }
 
     /// `noise` is drawn in the operand load, `next` behind everything.
@@ -106,6 +115,10 @@ impl Plan {
             let w = packed.ptr().with_elem(self.dtype.elem());
             return plan.launch(gpu, self.dtype, w, o, epilogue, noise, next);
         }
+        let gemm = Gemm {
+            draws: divisor(o.draws),
+            ..self.gemm
+        };
         let grid = [self.blocks as u32, 1, 1];
         let noisy = noise.mode != 0;
         let precise = u32::from(noise.mode == 2);
@@ -116,7 +129,7 @@ impl Plan {
             ($kernel:ident $(, $dtype:expr)?) => {
                 kernels::$kernel(
                     gpu, $($dtype,)? noisy, number, grid, shared, o.y, o.x, w, o.bias, o.residual, o.mask,
-                    o.argmax, o.partial, o.counts, self.gemm, epilogue, noise.rows, precise, noise.draw,
+                    o.argmax, o.partial, o.counts, gemm, epilogue, noise.rows, precise, noise.draw,
                     next.rows, next.draw,
                 )
             };

@@ -17,6 +17,7 @@ fn launch(noise: bool) -> Launch {
         pass: Pass::Forward,
         dtype: DType::BF16,
         x: Shape::new(1024, 16, 16, 128),
+        draws: 1,
         w: Shape::new(128, 3, 3, 128),
         conv: Conv2d {
             stride: 1,
