@@ -68,6 +68,8 @@ pub(super) struct Kept {
     /// Margin of the offer itself.
     pub seen: f64,
     pub success: bool,
+    /// The attack that offered it.
+    pub by: &'static str,
 }
 
 /// How offers are judged.
@@ -115,6 +117,8 @@ pub struct BlackBox {
     pub(super) kept: Option<Kept>,
     /// Whether the classifier is random.
     pub(super) random: bool,
+    /// The attack that offers.
+    pub(super) by: &'static str,
 }
 
 pub(super) fn lock(mailbox: &Mutex<Mailbox>) -> MutexGuard<'_, Mailbox> {
@@ -203,6 +207,7 @@ impl BlackBox {
             seen: goal.margin(scores),
             success: holds(scores),
             pixels: Vec::new(),
+            by: self.by,
         };
         if !self.would_keep(&new) {
             return Ok(false);
@@ -228,6 +233,11 @@ impl BlackBox {
         new.pixels = pixels.to_vec();
         self.kept = Some(new);
         Ok(beyond_doubt)
+    }
+
+    /// Offers from now on are this attack's.
+    pub(super) fn credit(&mut self, attack: &'static str) {
+        self.by = attack;
     }
 
     /// Whether an offer is better than what is kept.

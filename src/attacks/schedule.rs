@@ -103,6 +103,9 @@ pub struct Found {
     pub pixels: Vec<f32>,
     /// Whether the attack saw its goal met, on its own draws.
     pub success: bool,
+    /// Where it did, the attack that found `pixels`: of several run one after the other the one that broke
+    /// the image.
+    pub broken_by: Option<&'static str>,
     /// `||x' - x||_2` of `pixels`.
     pub l2: f64,
     /// `||x' - x||_inf` of `pixels`.
@@ -141,6 +144,7 @@ pub fn attack_black_box(
 ) -> Result<Vec<Found>> {
     attack.check(net.classes())?;
     let start = |image: Image, mut asked: BlackBox| -> Task<'_> {
+        asked.credit(attack.name());
         Box::pin(async move {
             let result = attack.run(&image, &mut asked).await;
             finish(asked, result)
@@ -161,7 +165,8 @@ pub fn attack_white_box(
     report: &mut Report<'_>,
 ) -> Result<Vec<Found>> {
     attack.check(net.classes())?;
-    let start = |image: Image, asked: BlackBox| -> Task<'_> {
+    let start = |image: Image, mut asked: BlackBox| -> Task<'_> {
+        asked.credit(attack.name());
         Box::pin(async move {
             let mut asked = WhiteBox(asked);
             let result = attack.run(&image, &mut asked).await;
@@ -179,7 +184,8 @@ fn finish(asked: BlackBox, result: Result<(), OutOfQueries>) -> Found {
     let original = asked.image.pixels;
     // The smallest distance of no success is none: the original stands for it.
     let failed = |k: &Kept| matches!(asked.acceptance.keep, Keep::Closest(_)) && !k.success;
-    let success = asked.kept.as_ref().is_some_and(|k| k.success);
+    let success = asked.kept.as_ref().filter(|k| k.success);
+    let broken_by = success.map(|k| k.by);
     let pixels = match asked.kept {
         Some(kept) if !failed(&kept) => kept.pixels,
         _ => original.to_vec(),
@@ -188,7 +194,8 @@ fn finish(asked: BlackBox, result: Result<(), OutOfQueries>) -> Found {
         l2: Norm::L2.distance(&pixels, &original),
         linf: Norm::Linf.distance(&pixels, &original),
         pixels,
-        success,
+        success: broken_by.is_some(),
+        broken_by,
         counts: asked.counts,
         out_of_queries: result.is_err(),
     }
@@ -398,6 +405,7 @@ impl<'n, 't> Schedule<'n, 't> {
             next_draw: 0,
             kept: None,
             random: options.confirmations > 0,
+            by: "",
         };
         Active {
             index,
