@@ -41,9 +41,9 @@ pub struct Fab {
     pub final_search: u32,
 }
 
-/// How much of the rest of the way the last search goes beyond where it expects the boundary, so that
-/// rounding does not decide.
-const BEYOND: f64 = 0.01;
+/// How far the last search goes beyond where it expects the boundary, in distances of the image found:
+/// rounding shall not decide.
+const BEYOND: f64 = 1e-3;
 
 impl Fab {
     /// To the closest boundary: 100 steps from the original, `alpha_max` 0.1, `eta` 1.05, `beta` 0.9.
@@ -251,7 +251,7 @@ impl Fab {
                 let best = walk.best.as_ref().expect("only walks that found one");
                 // Zero of the line through (at, margin) and (1, best.margin).
                 let zero = margin / (margin - best.margin).min(-1e-30);
-                let share = at + (1.0 - at) * (zero + BEYOND * (1.0 - zero)).clamp(0.0, 1.0);
+                let share = (at + (1.0 - at) * zero + BEYOND).clamp(0.0, 1.0);
                 walk.x = image
                     .pixels
                     .iter()
