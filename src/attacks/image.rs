@@ -74,6 +74,13 @@ pub fn largest_other(scores: &[f32], class: usize) -> usize {
     best
 }
 
+/// The classes but this one, the largest score first, the first of equals first.
+pub fn ranked_others(scores: &[f32], class: u32) -> impl Iterator<Item = u32> + use<> {
+    let mut others: Vec<usize> = (0..scores.len()).filter(|&k| k != class as usize).collect();
+    others.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    others.into_iter().map(|k| k as u32)
+}
+
 /// One image under attack.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -162,6 +169,17 @@ impl Norm {
                     }
                     *x = x.clamp(0.0, 1.0);
                 }
+            }
+        }
+    }
+
+    /// Moves `x` along the ray from `centre` to distance `radius`; `centre` itself stays.
+    pub(super) fn scale(self, x: &mut [f32], centre: &[f32], radius: f64) {
+        let distance = self.distance(x, centre);
+        if distance > 0.0 {
+            let share = (radius / distance) as f32;
+            for (x, &c) in x.iter_mut().zip(centre) {
+                *x = c + share * (*x - c);
             }
         }
     }

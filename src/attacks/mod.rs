@@ -3,14 +3,19 @@
 //! An attack is written for one image, as in its paper: it asks ([`BlackBox`], [`WhiteBox`]) and offers
 //! what it finds. [`attack_black_box`] and [`attack_white_box`] run it on many images in one batch.
 
+pub mod apgd;
+pub mod auto;
 pub mod carlini_wagner;
+pub mod fab;
 pub mod gradient;
 mod image;
 mod objective;
 mod query;
+pub mod random_noise;
 mod schedule;
+pub mod square;
 
-pub use image::{Goal, Image, Norm, largest_other, winner};
+pub use image::{Goal, Image, Norm, largest_other, ranked_others, winner};
 pub use objective::Objective;
 pub use query::{BlackBox, Counts, Keep, Offer, OutOfQueries, Query, Slope, WhiteBox};
 pub use schedule::{

@@ -60,6 +60,40 @@ impl Objective {
         })
     }
 
+    /// Difference of logits ratio (Croce and Hein 2020), which no scale or shift of the scores changes:
+    /// `(max_{k != y} z_k - z_y) / (z_(1) - z_(3))` away from `y`, its negative towards `y`; `z_(j)` is
+    /// the `j`-th largest of three or more scores.
+    pub fn dlr(goal: Goal) -> Self {
+        Objective::new(move |z, gradient| {
+            let class = goal.class() as usize;
+            let other = largest_other(z, class);
+            let first = largest_but(z, &[]);
+            let second = largest_but(z, &[first]);
+            let third = largest_but(z, &[first, second]);
+            let (up, down) = match goal {
+                Goal::Away(_) => (other, class),
+                Goal::Towards(_) => (class, other),
+            };
+            ratio(z, (up, down), &[(first, 1.0), (third, -1.0)], gradient)
+        })
+    }
+
+    /// Targeted difference of logits ratio (Croce and Hein 2020):
+    /// `(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)` for four or more scores, with `y` the class `from`,
+    /// or whichever is the largest but `t`.
+    pub fn targeted_dlr(from: Option<u32>, to: u32) -> Self {
+        let to = to as usize;
+        Objective::new(move |z, gradient| {
+            let from = from.map_or_else(|| largest_other(z, to), |class| class as usize);
+            let first = largest_but(z, &[]);
+            let second = largest_but(z, &[first]);
+            let third = largest_but(z, &[first, second]);
+            let fourth = largest_but(z, &[first, second, third]);
+            let scale = [(first, 1.0), (third, -0.5), (fourth, -0.5)];
+            ratio(z, (to, from), &scale, gradient)
+        })
+    }
+
     /// `z_a - z_b`.
     pub fn difference(a: u32, b: u32) -> Self {
         let (a, b) = (a as usize, b as usize);
@@ -69,6 +103,32 @@ impl Objective {
             f64::from(z[a]) - f64::from(z[b])
         })
     }
+}
+
+/// Position of the largest score but those of `taken`, the first of equals; there is one.
+fn largest_but(z: &[f32], taken: &[usize]) -> usize {
+    let rest = (0..z.len()).filter(|k| !taken.contains(k));
+    rest.reduce(|best, k| if z[k] > z[best] { k } else { best })
+        .expect("attacks on a ratio ask for enough classes")
+}
+
+/// `r = (z_up - z_down) / s` with `s = sum_k c_k z_k` over `scale`, and
+/// `dr/dz = (e_up - e_down) / s - r / s * sum_k c_k e_k`.
+fn ratio(
+    z: &[f32],
+    (up, down): (usize, usize),
+    scale: &[(usize, f64)],
+    gradient: &mut [f32],
+) -> f64 {
+    // Where the largest scores are equal the ratio is finite all the same.
+    let s = 1e-12 + scale.iter().map(|&(k, c)| c * f64::from(z[k])).sum::<f64>();
+    let r = (f64::from(z[up]) - f64::from(z[down])) / s;
+    gradient[up] += (1.0 / s) as f32;
+    gradient[down] -= (1.0 / s) as f32;
+    for &(k, c) in scale {
+        gradient[k] -= (c * r / s) as f32;
+    }
+    r
 }
 
 impl fmt::Debug for Objective {

@@ -69,6 +69,8 @@ pub(super) struct Kept {
     pub seen: f64,
     pub success: bool,
     pub c: Option<f64>,
+    /// The attack that offered it.
+    pub by: &'static str,
     /// The attack's own choice, to be kept whatever it is.
     pub handed_in: bool,
 }
@@ -134,6 +136,8 @@ pub struct BlackBox {
     pub c: Option<f64>,
     /// Whether the classifier is random.
     pub(super) random: bool,
+    /// The attack that offers.
+    pub(super) by: &'static str,
 }
 
 pub(super) fn lock(mailbox: &Mutex<Mailbox>) -> MutexGuard<'_, Mailbox> {
@@ -227,6 +231,7 @@ impl BlackBox {
             c: self.c,
             handed_in: false,
             pixels: Vec::new(),
+            by: self.by,
         };
         if !self.would_keep(&new) {
             return Ok(Offer::NotBetter);
@@ -289,12 +294,18 @@ impl BlackBox {
             pixels,
             success,
             c: self.c,
+            by: self.by,
             handed_in: true,
             distance: 0.0,
             met: 0,
             margin: 0.0,
             seen: 0.0,
         });
+    }
+
+    /// Offers from now on are this attack's.
+    pub(super) fn credit(&mut self, attack: &'static str) {
+        self.by = attack;
     }
 
     /// Whether an offer is better than what is kept.

@@ -103,6 +103,9 @@ pub struct Found {
     pub pixels: Vec<f32>,
     /// Whether the attack saw its goal met, on its own draws.
     pub success: bool,
+    /// Where it did, the attack that found `pixels`: of several run one after the other the one that broke
+    /// the image.
+    pub broken_by: Option<&'static str>,
     /// `||x' - x||_2` of `pixels`.
     pub l2: f64,
     /// `||x' - x||_inf` of `pixels`.
@@ -116,8 +119,6 @@ pub struct Found {
     pub forward_at_success: Option<u64>,
     /// Whether the budget ended the attack.
     pub out_of_queries: bool,
-    /// Member of a composite attack that found it.
-    pub broken_by: Option<&'static str>,
 }
 
 impl Found {
@@ -179,6 +180,7 @@ pub fn attack_black_box(
 ) -> Result<Vec<Found>> {
     attack.check(net.classes())?;
     let start = |image: Image, mut asked: BlackBox| -> Task<'_> {
+        asked.credit(attack.name());
         Box::pin(async move {
             let result = attack.run(&image, &mut asked).await;
             finish(asked, result)
@@ -199,7 +201,8 @@ pub fn attack_white_box(
     report: &mut Report<'_>,
 ) -> Result<Vec<Found>> {
     attack.check(net.classes())?;
-    let start = |image: Image, asked: BlackBox| -> Task<'_> {
+    let start = |image: Image, mut asked: BlackBox| -> Task<'_> {
+        asked.credit(attack.name());
         Box::pin(async move {
             let mut asked = WhiteBox(asked);
             let result = attack.run(&image, &mut asked).await;
@@ -218,8 +221,9 @@ fn finish(asked: BlackBox, result: Result<(), OutOfQueries>) -> Found {
     // The smallest distance of no success is none: the original stands for it.
     let closest = matches!(asked.acceptance.keep, Keep::Closest(_));
     let failed = |k: &Kept| closest && !k.success && !k.handed_in;
-    let success = asked.kept.as_ref().is_some_and(|k| k.success);
     let kept = asked.kept.as_ref().filter(|k| k.success);
+    let success = kept.is_some();
+    let broken_by = kept.map(|k| k.by);
     let c = kept.map_or(asked.c, |k| k.c);
     let pixels = match asked.kept {
         Some(kept) if !failed(&kept) => kept.pixels,
@@ -227,6 +231,7 @@ fn finish(asked: BlackBox, result: Result<(), OutOfQueries>) -> Found {
     };
     Found {
         c,
+        broken_by,
         forward_at_success: asked
             .forward_at_success
             .or(success.then_some(asked.counts.forward)),
@@ -449,6 +454,7 @@ impl<'n, 't> Schedule<'n, 't> {
             forward_at_success: None,
             c: None,
             random: options.confirmations > 0,
+            by: "",
         };
         Active {
             index,

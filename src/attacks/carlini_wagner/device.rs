@@ -319,6 +319,7 @@ fn attack_together(
                 {
                     s.found = Found {
                         c: Some(c),
+                        broken_by: Some(params.name()),
                         ..Found::new(original(i), pixels, true, s.found.counts)
                     };
                 } else if !s.found.success {
