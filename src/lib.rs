@@ -18,6 +18,7 @@ pub mod optim;
 pub mod report;
 pub mod rng;
 pub mod selftest;
+pub mod statistics;
 pub mod tensor;
 pub mod train;
 
