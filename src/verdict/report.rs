@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::{Jury, Verdicts};
 use crate::attacks::{Found, Goal};
 use crate::error::{Error, Result};
-use crate::statistics::{Interval, clopper_pearson, wilson};
+use crate::statistics::{Interval, clopper_pearson, wilson_of_shares};
 
 /// Form of the file: raised when a key changes its meaning.
 pub const FORMAT: u32 = 2;
@@ -71,7 +71,8 @@ impl ImageReport {
     ) -> Self {
         let n = verdicts.0.len();
         let right = verdicts.count(label);
-        let Interval { low, high } = clopper_pearson(right as u64, n as u64, 1.0 - LEVEL);
+        let Interval { low, high } = clopper_pearson(right as u64, n as u64, 1.0 - LEVEL)
+            .expect("no more verdicts are right than there are");
         let met = verdicts.0.iter().filter(|&&c| goal.is_met_by(c)).count();
         ImageReport {
             id,
@@ -184,7 +185,9 @@ impl Summary {
         let clean = share(&|r| r.clean_right);
         let robust = share(&|r| r.clean_right.min(r.right));
         let interval = |p: f64| {
-            let Interval { low, high } = wilson(p * n, n, 1.0 - LEVEL);
+            let Interval { low, high } =
+                wilson_of_shares(p.clamp(0.0, 1.0), rows.len() as u64, 1.0 - LEVEL)
+                    .expect("a share of at least one image");
             [low, high]
         };
         let correct: Vec<&ImageReport> = rows
