@@ -17,7 +17,8 @@ pub enum Member {
 }
 
 impl Member {
-    fn name(&self) -> &'static str {
+    /// The attack's name.
+    pub fn name(&self) -> &'static str {
         match self {
             Member::White(attack) => attack.name(),
             Member::Black(attack) => attack.name(),

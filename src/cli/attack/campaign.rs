@@ -1,6 +1,6 @@
 //! What all attacks share: images, draws, the run itself, verdicts and the report.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -11,17 +11,16 @@ use noiseforge::attacks::{
 };
 use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::ensemble::{Average, Ensemble};
-use noiseforge::io::npy;
 use noiseforge::models::Model;
 use noiseforge::nn::Mode;
 use noiseforge::ops::noise::Purpose;
 use noiseforge::tensor::Tensor;
-use noiseforge::verdict::{FORMAT, ImageReport, Jury, Report, RobustBench, Summary, Verdicts};
+use noiseforge::verdict::{ImageReport, Jury, Report, Verdicts};
 use serde_json::{Map, Value, json};
 
 use super::partial::{self, Partial};
-use super::{Job, Method, object};
-use crate::cli::common::{self, PlaceArgs, WeightsArgs, percent, positive, say};
+use super::{Job, Method, object, report};
+use crate::cli::common::{self, PlaceArgs, WeightsArgs, positive, say};
 
 /// Draws of a gradient or comparison in a random network, unless said otherwise.
 pub const EOT: usize = 20;
@@ -243,10 +242,10 @@ impl RunArgs {
             let attacked = started.elapsed().as_secs_f64();
             let adversarial = found_images(&found, victims.data.image_shape())?;
             let verdicts = judge_adversarial(&jury, &mut model, &victims, &adversarial, "judging")?;
-            let report = report(
+            let report = full_report(
                 job, &asked, &jury, &victims, &found, &clean, &verdicts, &model,
             );
-            write(&job.folder, &adversarial, &report)?;
+            report::write(&job.folder, &adversarial, &report)?;
             let seconds = started.elapsed().as_secs_f64();
             let timing = json!({
                 "attack_seconds": attacked,
@@ -259,7 +258,7 @@ impl RunArgs {
             std::fs::remove_file(&part)
                 .with_context(|| format!("cannot delete {}", part.display()))?;
             if !json {
-                say_report(&report, reports.is_empty(), &job.label);
+                report::say_row(&report, reports.is_empty(), &job.label);
             }
             reports.push(serde_json::to_value(report)?);
         }
@@ -446,7 +445,7 @@ pub fn judge_adversarial(
 }
 
 #[allow(clippy::too_many_arguments)]
-fn report(
+fn full_report(
     job: &Job,
     asked: &Map<String, Value>,
     jury: &Jury,
@@ -464,7 +463,7 @@ fn report(
             ImageReport::new(id, labels[i], goal, &found[i], &clean[i], &verdicts[i])
         })
         .collect();
-    make(
+    report::make(
         job.method.name(),
         asked.clone(),
         jury,
@@ -472,94 +471,4 @@ fn report(
         images,
         model,
     )
-}
-
-/// A report from its images' rows.
-pub fn make(
-    attack: &str,
-    parameters: Map<String, Value>,
-    jury: &Jury,
-    eps: Option<f64>,
-    images: Vec<ImageReport>,
-    model: &Model,
-) -> Report {
-    let summary = Summary::new(&images, jury.verdicts);
-    let robust = 100.0 * summary.robust_accuracy;
-    let is_auto = attack.starts_with("autoattack");
-    Report {
-        format: FORMAT,
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        attack: attack.to_string(),
-        robustbench: RobustBench {
-            dataset: parameters
-                .get("data")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_string(),
-            architecture: model.config().arch.name().to_string(),
-            eps,
-            clean_acc: 100.0 * summary.clean_accuracy,
-            autoattack_acc: is_auto.then_some(robust),
-            external: (!is_auto).then_some(robust),
-            number_forward_passes: jury.draws,
-        },
-        parameters,
-        seed: jury.seed,
-        rule: jury.rule.name().to_string(),
-        ensemble: jury.draws,
-        verdicts: jury.verdicts,
-        summary,
-        images,
-    }
-}
-
-/// Writes the images and the report.
-pub fn write(folder: &Path, adversarial: &Tensor, report: &Report) -> Result<()> {
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot write into {}", folder.display()))?;
-    let s = adversarial.shape();
-    let (shape, data) = ([s.n, s.h, s.w, s.c], adversarial.data::<f32>());
-    npy::write_f32(&folder.join("adv.npy"), &shape, data)?;
-    common::write_json(&folder.join("report.json"), &serde_json::to_value(report)?)
-}
-
-/// A row of the table on the terminal, below its head where it is the first.
-pub fn say_report(report: &Report, first: bool, label: &str) {
-    let s = &report.summary;
-    if first {
-        say!(
-            "{} images, {} verdicts of {} draws each ({}), clean accuracy {}%",
-            s.count,
-            report.verdicts,
-            report.ensemble,
-            report.rule,
-            percent(s.clean_accuracy)
-        );
-        say!(
-            "{:>12}  {:>9} {:>15}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}  {:>14}",
-            "attack",
-            "robust %",
-            "95% interval",
-            "success %",
-            "median L2",
-            "mean L2",
-            "RMS L2",
-            "max Linf",
-            "forwards/image"
-        );
-    }
-    let figure = |v: Option<f64>| v.map_or("inf".to_string(), |v| format!("{v:.4}"));
-    let [low, high] = s.robust_accuracy_interval;
-    say!(
-        "{label:>12}  {:>9} {:>15}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}  {:>14.0}",
-        percent(s.robust_accuracy),
-        format!("{} - {}", percent(low), percent(high)),
-        percent(s.success_rate),
-        figure(s.median_l2),
-        s.mean_l2_of_successes
-            .map_or("-".to_string(), |v| format!("{v:.4}")),
-        figure(Some(s.rms_l2)),
-        figure(Some(s.max_linf)),
-        s.forward_passes as f64 / s.count as f64
-    );
 }

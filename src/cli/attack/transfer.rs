@@ -13,7 +13,7 @@ use noiseforge::verdict::{ImageReport, Jury, Report};
 use serde_json::json;
 
 use super::campaign::{self, Victims};
-use super::object;
+use super::{object, report};
 use crate::cli::common::{self, PlaceArgs, WeightsArgs, positive, say};
 
 #[derive(Debug, Args)]
@@ -202,12 +202,12 @@ impl TransferArgs {
             "split": "test",
             "count": images.len(),
         }));
-        let report = campaign::make("transfer", parameters, &jury, None, images, &model);
-        campaign::write(&self.out, adversarial, &report)?;
+        let made = report::make("transfer", parameters, &jury, None, images, &model);
+        report::write(&self.out, adversarial, &made)?;
         if json {
-            say!("{:#}", serde_json::to_value(&report)?);
+            say!("{:#}", serde_json::to_value(&made)?);
         } else {
-            campaign::say_report(&report, true, "transfer");
+            report::say_row(&made, true, "transfer");
             say!("{}", self.out.join("report.json").display());
         }
         Ok(())
