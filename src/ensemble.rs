@@ -148,6 +148,12 @@ impl<'m> Ensemble<'m> {
         })
     }
 
+    /// Images in the network's own master type, where it is.
+    pub(crate) fn place(&self, images: Tensor) -> Result<Tensor> {
+        let images = images.to_dtype(self.model.dtype().master())?;
+        images.to(self.model.device())
+    }
+
     /// Images run at once.
     fn images_at_once(&self, n: usize) -> usize {
         match self.mode {

@@ -2,6 +2,7 @@
 
 mod attack;
 mod bench;
+mod certify;
 mod common;
 mod demo;
 mod devices;
@@ -42,6 +43,8 @@ enum Command {
     Attack(attack::AttackArgs),
     /// Find an attack's report again from the images it saved
     Verify(attack::verify::VerifyArgs),
+    /// Certified radii by randomised smoothing
+    Certify(Box<certify::CertifyArgs>),
     /// Check every op's gradients against differences in double precision
     Gradcheck(gradcheck::Args),
     /// Time of the networks' convolutions: by a model of the card, or measured to choose their tiles
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Predict(args) => eval::predict(args, json),
         Command::Attack(args) => attack::run(args, json),
         Command::Verify(args) => attack::verify::run(args, json),
+        Command::Certify(args) => certify::run(args, json),
         Command::Gradcheck(args) => gradcheck::run(args, json),
         Command::Bench(args) => bench::run(args, json),
         Command::Noise(args) => noise::run(args, json),
