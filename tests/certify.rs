@@ -11,9 +11,10 @@ use noiseforge::certify::{
     Counts, Event, Outcome, Settings, Task, Verdict, average_radius, certified_accuracy,
 };
 use noiseforge::data::Dataset;
+use noiseforge::ensemble::{Average, Classifier, Ensemble};
 use noiseforge::io::npy;
 use noiseforge::models::{Arch, Config, Model};
-use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose};
+use noiseforge::ops::noise::{self, Key, Noise, Normals, Purpose, Row, Rows};
 use noiseforge::rng::Stream;
 use noiseforge::selftest::linear::{Case, Linear};
 use noiseforge::statistics::{
@@ -208,7 +209,6 @@ fn judging_binomial_counts_keeps_alpha() {
 /// and its draws are the first ones of the whole run.
 #[test]
 fn early_abstention_changes_no_certificate() {
-    // 3 classes with equal logits everywhere but for bias: the grey image has pA near 1/3.
     let linear = Linear::sized(Case::Interior, Shape::new(8, 3, 3, 1), 5, 3);
     let (data, ids) = (dataset(&linear), (0..8).collect::<Vec<u32>>());
     let mut model = linear.model(0.0).unwrap();
@@ -236,13 +236,31 @@ fn early_abstention_changes_no_certificate() {
     assert!(stopped > 0);
 }
 
+/// An RSE network whose mean scores are equal, so that noise decides.
 fn noisy_model() -> Model {
     let config = Config::new(Arch::Small, Shape::new(1, 8, 8, 3), 4);
     let config = Config {
         width: 2,
         ..config.with_noise(0.2, 0.1)
     };
-    Model::new(config, 3).unwrap()
+    let mut model = Model::new(config, 3).unwrap();
+    let (x, _) = noisy_data(3).batch(&[0, 1, 2]).unwrap();
+    let rows: Rows = (0..3).map(|id| Row { id, draw: 0 }).collect();
+    let mut net = Ensemble::new(&mut model, 1, Purpose::Test, 50).unwrap();
+    net.average = Average::Logits;
+    let z = net.logits(&x, &rows).unwrap();
+    let mean = |c: usize| (0..3).map(|i| z.data::<f32>()[i * 4 + c]).sum::<f32>() / 3.0;
+    let mean: Vec<f32> = (0..4).map(mean).collect();
+    let mut centred = false;
+    model.visit_params(|name, param| {
+        if name == "classifier.2.bias" {
+            let bias = param.value.data_mut::<f32>();
+            bias.iter_mut().zip(&mean).for_each(|(b, m)| *b -= m);
+            centred = true;
+        }
+    });
+    assert!(centred);
+    model
 }
 
 fn noisy_data(n: usize) -> Dataset {

@@ -4,6 +4,7 @@ mod adam;
 mod add;
 mod apply;
 mod batch_norm;
+mod certify;
 mod conv2d;
 mod data;
 mod device;
