@@ -9,6 +9,7 @@ mod image;
 mod objective;
 mod query;
 mod schedule;
+pub mod zoo;
 
 pub use image::{Goal, Image, Norm, largest_other, winner};
 pub use objective::Objective;
