@@ -4,7 +4,9 @@
 //! what it finds. [`attack_black_box`] and [`attack_white_box`] run it on many images in one batch.
 
 pub mod carlini_wagner;
+pub mod ddn;
 pub mod gradient;
+pub mod hopskipjump;
 mod image;
 mod objective;
 mod query;
