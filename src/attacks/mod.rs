@@ -6,14 +6,17 @@
 pub mod apgd;
 pub mod auto;
 pub mod carlini_wagner;
+pub mod ddn;
 pub mod fab;
 pub mod gradient;
+pub mod hopskipjump;
 mod image;
 mod objective;
 mod query;
 pub mod random_noise;
 mod schedule;
 pub mod square;
+pub mod zoo;
 
 pub use image::{Goal, Image, Norm, largest_other, ranked_others, winner};
 pub use objective::Objective;

@@ -10,7 +10,7 @@
 
 mod descent;
 mod device;
-mod search;
+pub(super) mod search;
 
 use super::{
     Found, Image, Keep, Norm, Options, OutOfQueries, Report, Running, Targets, WhiteBox,

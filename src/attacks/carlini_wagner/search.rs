@@ -3,7 +3,7 @@
 /// Binary search over `c` for one image: a ladder until the first success, then ever smaller parts of the
 /// interval between the largest failure and the smallest success. With several constants at once the
 /// ladder takes as many rungs, and the interval is cut into as many parts and one.
-pub(super) struct Search {
+pub(in crate::attacks) struct Search {
     /// Constants still to be tried.
     left: u32,
     at_once: u32,
