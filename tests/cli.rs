@@ -277,7 +277,7 @@ fn bad_arguments_are_refused() {
         (
             &["--model", "vgg99"][..],
             2,
-            "expected vgg16, resnext29, model-a, small, linear, found vgg99",
+            "expected vgg16, resnext29, preactresnet18, model-a, small, linear, found vgg99",
         ),
         (
             &["--model", "small", "--init-noise", "-1"],

@@ -26,6 +26,7 @@ fn narrow() -> Vec<Config> {
         config(Arch::ModelA, Shape::new(1, 96, 96, 3), 2),
         config(Arch::Small, Shape::new(1, 8, 8, 3), 3),
         config(Arch::Linear, Shape::new(1, 5, 7, 3), 1),
+        config(Arch::PreActResNet18, Shape::new(1, 9, 8, 3), 2),
     ]
 }
 
@@ -81,12 +82,13 @@ fn shapes(model: &mut Model) -> BTreeMap<String, Vec<usize>> {
 
 #[test]
 fn parameters_are_counted_as_in_the_papers_code() {
-    // 14.73, 9.13 and 1.13 million
+    // 14.73, 9.13 and 1.13 million; PreActResNet-18 as in PyTorch
     let stl = Shape::new(1, 96, 96, 3);
     for (arch, input, expected) in [
         (Arch::Vgg16, CIFAR, 14_728_266),
         (Arch::ResNeXt29, CIFAR, 9_128_778),
         (Arch::ModelA, stl, 1_128_650),
+        (Arch::PreActResNet18, CIFAR, 11_171_146),
     ] {
         let mut model = Model::new(Config::new(arch, input, 10), 0).unwrap();
         assert_eq!(model.count_params(), expected, "{arch}");
@@ -136,6 +138,34 @@ fn resnext29_is_2x64d() {
     assert_eq!(shapes["layer3.2.conv3.weight"], [1024, 512, 1, 1]);
     assert_eq!(shapes["linear.weight"], [10, 1024]);
     assert!(!shapes.contains_key("layer1.1.shortcut.0.weight"));
+}
+
+#[test]
+fn preactresnet18_has_the_names_of_robustbench() {
+    let config = Config::new(Arch::PreActResNet18, CIFAR, 10);
+    let shapes = shapes(&mut Model::new(config, 0).unwrap());
+    let mut expected = vec!["conv1.weight".to_string()];
+    for (stage, block) in [1, 2, 3, 4].into_iter().flat_map(|s| [(s, 0), (s, 1)]) {
+        let name = format!("layer{stage}.{block}");
+        for i in [1, 2] {
+            expected.push(format!("{name}.conv{i}.weight"));
+            for part in ["weight", "bias", "running_mean", "running_var"] {
+                expected.push(format!("{name}.bn{i}.{part}"));
+            }
+            expected.push(format!("{name}.bn{i}.num_batches_tracked"));
+        }
+        if stage > 1 && block == 0 {
+            expected.push(format!("{name}.shortcut.0.weight"));
+        }
+    }
+    expected.extend(["linear.weight".to_string(), "linear.bias".to_string()]);
+    expected.sort();
+    assert_eq!(shapes.keys().cloned().collect::<Vec<_>>(), expected);
+    assert_eq!(shapes["conv1.weight"], [64, 3, 3, 3]);
+    assert_eq!(shapes["layer2.0.bn1.weight"], [64]);
+    assert_eq!(shapes["layer2.0.conv1.weight"], [128, 64, 3, 3]);
+    assert_eq!(shapes["layer4.0.shortcut.0.weight"], [512, 256, 1, 1]);
+    assert_eq!(shapes["linear.weight"], [10, 512]);
 }
 
 #[test]

@@ -34,7 +34,8 @@ pub struct Args {
     /// Measure, and write the table
     #[arg(long)]
     tune: bool,
-    /// Only this network [default: vgg16, resnext29, model-a and small]
+    /// Only this network [default: vgg16, resnext29, preactresnet18, model-a
+    /// and small]
     #[arg(long, value_name = "NAME")]
     network: Option<Arch>,
     /// Only this card, for --model: H200, H100, A100 or \"RTX 4090\" [default: all]
@@ -56,7 +57,13 @@ pub struct Args {
     device: DeviceArg,
 }
 
-const NETWORKS: [Arch; 4] = [Arch::Vgg16, Arch::ResNeXt29, Arch::ModelA, Arch::Small];
+const NETWORKS: [Arch; 5] = [
+    Arch::Vgg16,
+    Arch::ResNeXt29,
+    Arch::PreActResNet18,
+    Arch::ModelA,
+    Arch::Small,
+];
 const BATCHES: [usize; 2] = [128, 1024];
 
 fn card(text: &str) -> Result<Card, String> {

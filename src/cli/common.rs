@@ -157,7 +157,7 @@ pub struct WeightsArgs {
     /// Weights: a safetensors file with a PyTorch state_dict's names
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
-    /// Network, for weights without metadata: vgg16, resnext29, model-a, small, linear
+    /// Network, for weights without metadata: vgg16, resnext29, preactresnet18, model-a, small, linear
     #[arg(long)]
     pub model: Option<Arch>,
     /// Channels of the first stage, for weights without metadata [default: the published network's]

@@ -38,7 +38,7 @@ The folder holds weights.safetensors (PyTorch's names and layouts), log.csv, run
 the run is done and after it, state.safetensors, from which --resume continues to the same bits."
 )]
 pub struct TrainArgs {
-    /// Network: vgg16, resnext29, model-a, small, linear
+    /// Network: vgg16, resnext29, preactresnet18, model-a, small, linear
     #[arg(long)]
     model: Arch,
     /// Data: synthetic[:N], cifar10:DIR, stl10:DIR, folder:DIR or npy:IMAGES,LABELS

@@ -393,6 +393,7 @@ fn network() -> Result<Vec<Report>> {
         ("small", config(Arch::Small, 9, 3)),
         ("small, bounded relu", bounded),
         ("resnext29", config(Arch::ResNeXt29, 6, 2)),
+        ("preactresnet18", config(Arch::PreActResNet18, 9, 2)),
         ("linear", config(Arch::Linear, 5, 1)),
     ];
     let mut reports = Vec::new();

@@ -3,7 +3,7 @@
 use super::builder::{Builder, ConvSpec, Norm, Sizes};
 use super::{Arch, Config, Convolution};
 use crate::error::{Error, Result};
-use crate::nn::{ConvBlock, Flatten, GlobalAverage, Layer, Layout, Residual};
+use crate::nn::{Block, ConvBlock, Flatten, GlobalAverage, Layer, Layout, Residual};
 use crate::ops::conv2d::Conv2d;
 use crate::tensor::Shape;
 
@@ -23,6 +23,7 @@ fn built(config: &Config, seed: u64) -> Result<Builder<'_>> {
     match config.arch {
         Arch::Vgg16 => vgg16(&mut b, config)?,
         Arch::ResNeXt29 => resnext29(&mut b, config)?,
+        Arch::PreActResNet18 => preactresnet18(&mut b, config)?,
         Arch::ModelA => model_a(&mut b, config)?,
         Arch::Small => small(&mut b, config)?,
         Arch::Linear => {
@@ -160,7 +161,7 @@ fn bottleneck(
     group_width: usize,
     groups: usize,
     stride: usize,
-) -> Result<Residual<ConvBlock>> {
+) -> Result<Residual> {
     let input = b.shape;
     let out = 2 * group_width;
     let conv = |b: &mut Builder<'_>, conv: &str, norm: &str, c_out, k, stride, groups, act| {
@@ -180,23 +181,113 @@ fn bottleneck(
             pool: false,
         })
     };
-    let body: Vec<ConvBlock> = vec![
-        conv(b, "conv1", "bn1", group_width, 1, 1, 1, true)?,
-        conv(b, "conv2", "bn2", group_width, 3, stride, groups, true)?,
+    let body: Vec<Box<dyn Block>> = vec![
+        Box::new(conv(b, "conv1", "bn1", group_width, 1, 1, 1, true)?),
+        Box::new(conv(
+            b,
+            "conv2",
+            "bn2",
+            group_width,
+            3,
+            stride,
+            groups,
+            true,
+        )?),
         // Its activation follows the residual.
-        conv(b, "conv3", "bn3", out, 1, 1, 1, true)?,
+        Box::new(conv(b, "conv3", "bn3", out, 1, 1, 1, true)?),
     ];
-    if let Some(last) = b.convolutions.last_mut() {
-        last.residual = true;
-    }
+    b.add_residual();
     let output = b.shape;
-    let shortcut = if stride != 1 || input.c != out {
+    let shortcut: Option<Box<dyn Block>> = if stride != 1 || input.c != out {
         b.shape = input;
         let block = conv(b, "shortcut.0", "shortcut.1", out, 1, stride, 1, false)?;
         debug_assert_eq!(b.shape, output);
-        Some(block)
+        Some(Box::new(block))
     } else {
         None
     };
     Ok(Residual::new(body, shortcut))
+}
+
+/// 3x3 stem, four stages of two blocks with pre-activation, global average, linear 8 x width to classes.
+fn preactresnet18(b: &mut Builder<'_>, config: &Config) -> Result<()> {
+    let w = config.width;
+    let stem = plain(b, "conv1", w, 3, 1)?;
+    b.push(stem);
+    for stage in 0..4 {
+        for index in 0..2 {
+            let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+            let name = format!("layer{}.{index}", stage + 1);
+            pre_activated(b, &name, w << stage, stride)?;
+        }
+    }
+    b.push(GlobalAverage::default());
+    b.shape = Shape::vector(b.shape.c);
+    b.dense("linear", config.classes, Layout::Matrix, false);
+    Ok(())
+}
+
+/// Nothing but a convolution.
+fn plain(
+    b: &mut Builder<'_>,
+    name: &str,
+    c_out: usize,
+    k: usize,
+    stride: usize,
+) -> Result<ConvBlock> {
+    b.conv(ConvSpec {
+        name,
+        norm_name: "",
+        c_out,
+        k,
+        geometry: Conv2d {
+            stride,
+            pad: k / 2,
+            groups: 1,
+        },
+        bias: false,
+        norm: Norm::None,
+        activation: false,
+        pool: false,
+    })
+}
+
+/// Batch norm and ReLU, 3x3 (carries the stride), batch norm and ReLU, 3x3. The shortcut is the input
+/// itself; where shapes differ it is a projection of what the first ReLU gives, which then stands in front
+/// of both branches.
+fn pre_activated(b: &mut Builder<'_>, name: &str, c_out: usize, stride: usize) -> Result<()> {
+    let pre = b.norm_block(&format!("{name}.bn1"));
+    let input = b.shape;
+    let first = b.conv(ConvSpec {
+        name: &format!("{name}.conv1"),
+        norm_name: &format!("{name}.bn2"),
+        c_out,
+        k: 3,
+        geometry: Conv2d {
+            stride,
+            ..Builder::same(3)
+        },
+        bias: false,
+        norm: Norm::Affine,
+        activation: true,
+        pool: false,
+    })?;
+    let second = plain(b, &format!("{name}.conv2"), c_out, 3, 1)?;
+    b.add_residual();
+    let output = b.shape;
+    let residual = if stride != 1 || input.c != c_out {
+        b.shape = input;
+        let shortcut = plain(b, &format!("{name}.shortcut.0"), c_out, 1, stride)?;
+        debug_assert_eq!(b.shape, output);
+        b.push(pre);
+        Residual::new(
+            vec![Box::new(first), Box::new(second)],
+            Some(Box::new(shortcut)),
+        )
+    } else {
+        let body: Vec<Box<dyn Block>> = vec![Box::new(pre), Box::new(first), Box::new(second)];
+        Residual::new(body, None)
+    };
+    b.push(residual);
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::{Config, Convolution, NoisePlacement};
 use crate::error::{Error, Result};
-use crate::nn::{BatchNorm, Conv, ConvBlock, Dense, Layer, Layout, NoiseLayer, Param};
+use crate::nn::{BatchNorm, Conv, ConvBlock, Dense, Layer, Layout, NoiseLayer, NormBlock, Param};
 use crate::ops::batch_norm::{Activation, Running};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::pool2d::Pool2d;
@@ -15,6 +15,7 @@ pub(super) const POOL: Pool2d = Pool2d { k: 2, stride: 2 };
 /// What stands behind a convolution.
 #[derive(Clone, Copy)]
 pub(super) enum Norm {
+    None,
     Affine,
     Plain,
 }
@@ -169,7 +170,7 @@ impl<'a> Builder<'a> {
             pool: spec.pool,
             residual: false,
             noise: true,
-            norm: true,
+            norm: !matches!(spec.norm, Norm::None),
         });
         let pooled = |shape: Shape| match spec.pool {
             false => Some(shape),
@@ -194,26 +195,10 @@ impl<'a> Builder<'a> {
             let bound = 1.0 / ((k * k * c_in) as f32).sqrt();
             self.uniform(Shape::vector(c_out), bound)
         });
-        let affine = match spec.norm {
-            Norm::Affine => Some((
-                self.normal(Shape::vector(c_out), 1.0, 0.02),
-                param(Tensor::zeros(Shape::vector(c_out), DType::F32)),
-            )),
-            Norm::Plain => None,
-        };
-        let norm = BatchNorm {
-            name: norm_name.to_string(),
-            affine,
-            running: Running {
-                mean: Tensor::zeros(Shape::vector(c_out), DType::F32),
-                var: Tensor::full(Shape::vector(c_out), DType::F32, 1.0),
-            },
-            count: 0,
-        };
-        let activation = match (spec.activation, self.cap()) {
-            (false, _) => Activation::Identity,
-            (true, None) => Activation::Relu,
-            (true, Some(cap)) => Activation::BoundedRelu(cap),
+        let norm = self.batch_norm(norm_name, spec.norm, c_out);
+        let activation = match spec.activation {
+            true => self.activation(),
+            false => Activation::Identity,
         };
         let conv = Conv {
             name: name.to_string(),
@@ -222,7 +207,47 @@ impl<'a> Builder<'a> {
             bias,
         };
         let pool = spec.pool.then_some(POOL);
-        Ok(ConvBlock::new(noise, conv, Some(norm), activation, pool))
+        Ok(ConvBlock::new(noise, conv, norm, activation, pool))
+    }
+
+    /// Says that a residual is added behind the last convolution.
+    pub fn add_residual(&mut self) {
+        if let Some(last) = self.convolutions.last_mut() {
+            last.residual = true;
+        }
+    }
+
+    fn batch_norm(&mut self, name: &str, norm: Norm, c: usize) -> Option<BatchNorm> {
+        let affine = match norm {
+            Norm::None => return None,
+            Norm::Affine => Some((
+                self.normal(Shape::vector(c), 1.0, 0.02),
+                param(Tensor::zeros(Shape::vector(c), DType::F32)),
+            )),
+            Norm::Plain => None,
+        };
+        Some(BatchNorm {
+            name: name.to_string(),
+            affine,
+            running: Running {
+                mean: Tensor::zeros(Shape::vector(c), DType::F32),
+                var: Tensor::full(Shape::vector(c), DType::F32, 1.0),
+            },
+            count: 0,
+        })
+    }
+
+    fn activation(&self) -> Activation {
+        match self.cap() {
+            None => Activation::Relu,
+            Some(cap) => Activation::BoundedRelu(cap),
+        }
+    }
+
+    /// Batch norm and activation on the current shape.
+    pub fn norm_block(&mut self, name: &str) -> NormBlock {
+        let norm = self.batch_norm(name, Norm::Affine, self.shape.c);
+        NormBlock::new(norm.expect("asked for"), self.activation())
     }
 
     /// A linear layer on the current `[1, 1, 1, c]`.

@@ -1,4 +1,4 @@
-//! The networks: VGG16, ResNeXt29, Model A, a small CNN and a linear model.
+//! The networks: VGG16, ResNeXt29, PreActResNet-18, Model A, a small CNN and a linear model.
 
 mod architectures;
 mod builder;
@@ -22,6 +22,9 @@ pub enum Arch {
     Vgg16,
     /// ResNeXt29 (Xie et al. 2017); `cardinality` groups of `width` channels.
     ResNeXt29,
+    /// ResNet-18 with pre-activation for small images (He et al. 2016), as RobustBench's and the usual
+    /// PyTorch code have it: no batch norm behind the last block.
+    PreActResNet18,
     /// The STL-10 network of the RSE paper; batch norm without affine.
     ModelA,
     /// Four convolutions and two linear layers, for demos and tests.
@@ -32,9 +35,10 @@ pub enum Arch {
 
 impl Arch {
     /// Every architecture.
-    pub const ALL: [Arch; 5] = [
+    pub const ALL: [Arch; 6] = [
         Arch::Vgg16,
         Arch::ResNeXt29,
+        Arch::PreActResNet18,
         Arch::ModelA,
         Arch::Small,
         Arch::Linear,
@@ -45,6 +49,7 @@ impl Arch {
         match self {
             Arch::Vgg16 => "vgg16",
             Arch::ResNeXt29 => "resnext29",
+            Arch::PreActResNet18 => "preactresnet18",
             Arch::ModelA => "model-a",
             Arch::Small => "small",
             Arch::Linear => "linear",
@@ -54,7 +59,7 @@ impl Arch {
     /// Channels of the first stage in the published network; [`Config::width`] scales all others.
     pub fn default_width(self) -> usize {
         match self {
-            Arch::Vgg16 | Arch::ResNeXt29 => 64,
+            Arch::Vgg16 | Arch::ResNeXt29 | Arch::PreActResNet18 => 64,
             Arch::ModelA | Arch::Small => 32,
             Arch::Linear => 1,
         }

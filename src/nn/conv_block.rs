@@ -1,12 +1,12 @@
 //! Noise, convolution, batch norm, activation, pooling: the block every network here is made of.
 
 use super::{
-    Back, Block, End, Entry, FrozenBlock, Gradients, Grads, Layer, Layout, Link, Mode, NoiseLayer,
-    Param, Pass,
+    Back, BatchNorm, Block, End, Entry, FrozenBlock, Gradients, Grads, Layer, Layout, Link, Mode,
+    NoiseLayer, Param, Pass,
 };
 use crate::error::Result;
 use crate::ops::apply::{self, Norm, Then};
-use crate::ops::batch_norm::{Activation, Running};
+use crate::ops::batch_norm::Activation;
 use crate::ops::conv2d::{self, Conv2d, Input};
 use crate::ops::fused_conv2d::{self, Epilogue};
 use crate::ops::noise::Noise;
@@ -25,19 +25,6 @@ pub struct Conv {
     pub weight: Param,
     /// `[1, 1, 1, c_out]`.
     pub bias: Option<Param>,
-}
-
-/// A batch norm's parameters and running estimates.
-#[derive(Debug, Clone)]
-pub struct BatchNorm {
-    /// Name in the `state_dict`, e.g. `features.1`.
-    pub name: String,
-    /// Scale and shift, `[1, 1, 1, c]` each.
-    pub affine: Option<(Param, Param)>,
-    /// What evaluation normalises with.
-    pub running: Running,
-    /// Batches seen in training.
-    pub count: u64,
 }
 
 /// `pool(activation(batch_norm(conv(x + sigma z)) + residual))`, every part but the convolution
@@ -102,11 +89,8 @@ impl Block for ConvBlock {
             .take()
             .expect("backward follows a recorded forward");
         let trained = back.grads == Grads::Accumulate;
-        let (affine, affine_grads) = match self.norm.as_mut().and_then(|n| n.affine.as_mut()) {
-            Some((g, b)) => (
-                Some((&g.value, &b.value)),
-                trained.then_some((&mut g.grad, &mut b.grad)),
-            ),
+        let (affine, affine_grads) = match &mut self.norm {
+            Some(norm) => norm.split(trained),
             None => (None, None),
         };
         let apply::Gradients { dx: dz, dresidual } =
@@ -139,8 +123,8 @@ impl Block for ConvBlock {
         })
     }
 
-    fn freeze_block(&self) -> Result<FrozenBlock> {
-        FrozenBlock::new(self)
+    fn freeze_block(&self) -> Result<Box<dyn Block>> {
+        Ok(Box::new(FrozenBlock::new(self)?))
     }
 }
 
@@ -175,23 +159,7 @@ impl Layer for ConvBlock {
 
         let norm = match &mut self.norm {
             None => Norm::None,
-            Some(norm) => {
-                let affine = norm.affine.as_ref().map(|(g, b)| (&g.value, &b.value));
-                match pass.mode {
-                    Mode::Train => {
-                        norm.count += 1;
-                        Norm::Train {
-                            affine,
-                            running: &mut norm.running,
-                            partials: extras.statistics,
-                        }
-                    }
-                    Mode::Eval => {
-                        let running = &norm.running;
-                        Norm::Eval { affine, running }
-                    }
-                }
-            }
+            Some(norm) => norm.begin(pass.mode, extras.statistics),
         };
         let then = Then {
             residual: link.residual,
@@ -224,14 +192,13 @@ impl Layer for ConvBlock {
             .saved
             .as_ref()
             .expect("a recorded forward comes before");
-        let affine = self.norm.as_ref().and_then(|n| n.affine.as_ref());
-        let affine = affine.map(|(g, b)| (&g.value, &b.value));
+        let affine = self.norm.as_ref().and_then(BatchNorm::affine);
         let again = saved.applied.again(affine, saved.next.as_ref())?;
         Ok(again.expect("there is a batch norm"))
     }
 
     fn freeze(&self) -> Result<Box<dyn Layer>> {
-        Ok(Box::new(self.freeze_block()?))
+        Ok(Box::new(FrozenBlock::new(self)?))
     }
 
     fn visit(&mut self, visit: &mut dyn FnMut(&str, Entry<'_>)) {
@@ -243,26 +210,8 @@ impl Layer for ConvBlock {
         if let Some(bias) = &mut self.conv.bias {
             visit(&format!("{name}.bias"), Entry::Param(bias, Layout::Vector));
         }
-        let Some(norm) = &mut self.norm else { return };
-        let name = &norm.name;
-        if let Some((gamma, beta)) = &mut norm.affine {
-            visit(
-                &format!("{name}.weight"),
-                Entry::Param(gamma, Layout::Vector),
-            );
-            visit(&format!("{name}.bias"), Entry::Param(beta, Layout::Vector));
+        if let Some(norm) = &mut self.norm {
+            norm.visit(visit);
         }
-        visit(
-            &format!("{name}.running_mean"),
-            Entry::Buffer(&mut norm.running.mean, Layout::Vector),
-        );
-        visit(
-            &format!("{name}.running_var"),
-            Entry::Buffer(&mut norm.running.var, Layout::Vector),
-        );
-        visit(
-            &format!("{name}.num_batches_tracked"),
-            Entry::Count(&mut norm.count),
-        );
     }
 }

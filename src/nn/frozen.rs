@@ -60,6 +60,18 @@ impl FrozenBlock {
             saved: None,
         })
     }
+
+    fn duplicate(&self) -> Self {
+        FrozenBlock {
+            noise: self.noise,
+            geometry: self.geometry,
+            w: self.w.clone(),
+            b: self.b.clone(),
+            activation: self.activation,
+            pool: self.pool,
+            saved: None,
+        }
+    }
 }
 
 impl Block for FrozenBlock {
@@ -79,16 +91,8 @@ impl Block for FrozenBlock {
         })
     }
 
-    fn freeze_block(&self) -> Result<FrozenBlock> {
-        Ok(FrozenBlock {
-            noise: self.noise,
-            geometry: self.geometry,
-            w: self.w.clone(),
-            b: self.b.clone(),
-            activation: self.activation,
-            pool: self.pool,
-            saved: None,
-        })
+    fn freeze_block(&self) -> Result<Box<dyn Block>> {
+        Ok(Box::new(self.duplicate()))
     }
 }
 
@@ -140,7 +144,7 @@ impl Layer for FrozenBlock {
     }
 
     fn freeze(&self) -> Result<Box<dyn Layer>> {
-        Ok(Box::new(self.freeze_block()?))
+        Ok(Box::new(self.duplicate()))
     }
 
     fn visit(&mut self, _: &mut dyn FnMut(&str, Entry<'_>)) {}

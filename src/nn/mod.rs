@@ -4,12 +4,14 @@ pub(crate) mod chain;
 mod conv_block;
 mod dense;
 mod frozen;
+mod norm_block;
 mod residual;
 
 pub use chain::{Back, End, Link, NoisePlan, Site};
-pub use conv_block::{BatchNorm, Conv, ConvBlock};
+pub use conv_block::{Conv, ConvBlock};
 pub use dense::{Dense, Flatten, GlobalAverage};
 pub use frozen::{FrozenBlock, FrozenDense};
+pub use norm_block::{BatchNorm, NormBlock};
 pub use residual::{Block, Gradients, Residual};
 
 use crate::error::Result;
@@ -144,7 +146,7 @@ pub trait Layer: Send {
     fn visit(&mut self, visit: &mut dyn FnMut(&str, Entry<'_>));
 }
 
-impl Layer for Box<dyn Layer> {
+impl<L: Layer + ?Sized> Layer for Box<L> {
     fn noise(&self, pass: &Pass) -> Option<Noise> {
         (**self).noise(pass)
     }

@@ -1,6 +1,6 @@
 //! `act(body(x) + shortcut(x))`.
 
-use super::{Back, End, Entry, FrozenBlock, Layer, Link, Pass, chain};
+use super::{Back, End, Entry, Layer, Link, Pass, chain};
 use crate::error::Result;
 use crate::ops::add;
 use crate::tensor::Tensor;
@@ -11,7 +11,7 @@ pub trait Block: Layer {
     fn backward_block(&mut self, dy: Tensor, back: Back<'_>) -> Result<Gradients>;
 
     /// [`Layer::freeze`].
-    fn freeze_block(&self) -> Result<FrozenBlock>;
+    fn freeze_block(&self) -> Result<Box<dyn Block>>;
 }
 
 /// The gradients of a [`Block`].
@@ -27,20 +27,20 @@ pub struct Gradients {
 ///
 /// The input is read twice, each time with noise of its own or without: nobody can add noise to it
 /// beforehand.
-pub struct Residual<B> {
-    body: Vec<B>,
-    shortcut: Option<B>,
+pub struct Residual {
+    body: Vec<Box<dyn Block>>,
+    shortcut: Option<Box<dyn Block>>,
 }
 
-impl<B: Block> Residual<B> {
+impl Residual {
     /// Panics without a block in `body`.
-    pub fn new(body: Vec<B>, shortcut: Option<B>) -> Self {
+    pub fn new(body: Vec<Box<dyn Block>>, shortcut: Option<Box<dyn Block>>) -> Self {
         assert!(!body.is_empty(), "a residual block of nothing");
         Residual { body, shortcut }
     }
 }
 
-impl<B: Block> Layer for Residual<B> {
+impl Layer for Residual {
     fn end(&self) -> End {
         self.body.last().expect("not empty").end()
     }
@@ -95,8 +95,8 @@ impl<B: Block> Layer for Residual<B> {
     }
 
     fn freeze(&self) -> Result<Box<dyn Layer>> {
-        let body = self.body.iter().map(B::freeze_block);
-        let shortcut = self.shortcut.as_ref().map(B::freeze_block);
+        let body = self.body.iter().map(|block| block.freeze_block());
+        let shortcut = self.shortcut.as_ref().map(|block| block.freeze_block());
         Ok(Box::new(Residual::new(
             body.collect::<Result<_>>()?,
             shortcut.transpose()?,

@@ -122,6 +122,11 @@ fn a_step_of_a_narrow_resnext() {
     close_to_the_cpu(Arch::ResNeXt29, 8, 4, 1);
 }
 
+#[test]
+fn a_step_of_a_narrow_preactresnet() {
+    close_to_the_cpu(Arch::PreActResNet18, 8, 4, 1);
+}
+
 fn settings(epochs: u32) -> Settings {
     Settings {
         epochs,

@@ -23,6 +23,7 @@ fn training_has_the_same_bits_wherever_noise_is_drawn() {
         (Arch::Small, 9, 5, DType::BF16),
         (Arch::Small, 8, 8, DType::F16),
         (Arch::ResNeXt29, 8, 4, DType::BF16),
+        (Arch::PreActResNet18, 8, 4, DType::BF16),
     ] {
         let run = |site, recompute| {
             once(|_| {
