@@ -68,14 +68,9 @@ fn distances_are_nearly_exact_on_linear_models() {
                     attack.name, ratios[6], ratios[11]
                 );
                 assert!(ratios[0] >= 1.0 - 1e-5, "{}", ratios[0]);
+                // The last search stops a thousandth beyond the boundary; the rest is f32's.
                 assert!(
-                    ratios[6] <= 1.01,
-                    "{case:?} {norm} {}: {}",
-                    attack.name,
-                    ratios[6]
-                );
-                assert!(
-                    ratios[11] <= 1.05,
+                    ratios[11] <= 1.002,
                     "{case:?} {norm} {}: {}",
                     attack.name,
                     ratios[11]

@@ -160,15 +160,18 @@ impl Norm {
                 }
             }
             Norm::L2 => {
-                let distance = self.distance(x, centre);
-                // A hair inside: rounding may not lead out.
-                let share = (eps / distance * (1.0 - 1e-6)) as f32;
-                for (x, &c) in x.iter_mut().zip(centre) {
-                    if distance > eps {
+                // Rounding may not lead out: a hair inside, a wider one where f32 is coarse beside eps.
+                for hair in [1e-6, 1e-5, 1e-4, 1e-3] {
+                    let distance = self.distance(x, centre);
+                    if distance <= eps {
+                        break;
+                    }
+                    let share = (eps / distance * (1.0 - hair)) as f32;
+                    for (x, &c) in x.iter_mut().zip(centre) {
                         *x = c + share * (*x - c);
                     }
-                    *x = x.clamp(0.0, 1.0);
                 }
+                x.iter_mut().for_each(|x| *x = x.clamp(0.0, 1.0));
             }
         }
     }
