@@ -9,6 +9,7 @@ mod devices;
 mod eval;
 mod gradcheck;
 mod noise;
+mod selftest;
 mod train;
 
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum Command {
     Predict(eval::PredictArgs),
     /// Attack a network
     Attack(attack::AttackArgs),
+    /// Attacks and verdicts against exact answers, on this machine
+    Selftest(selftest::SelftestArgs),
     /// Find an attack's report again from the images it saved
     Verify(attack::verify::VerifyArgs),
     /// Certified radii by randomised smoothing
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::eval(args, json),
         Command::Predict(args) => eval::predict(args, json),
         Command::Attack(args) => attack::run(args, json),
+        Command::Selftest(args) => selftest::run(args, json),
         Command::Verify(args) => attack::verify::run(args, json),
         Command::Certify(args) => certify::run(args, json),
         Command::Gradcheck(args) => gradcheck::run(args, json),

@@ -6,8 +6,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use noiseforge::attacks::{
-    Criterion, Found, Options, Report as Done, Targets, attack_black_box, attack_white_box,
-    carlini_wagner, found_images,
+    Criterion, Found, Options, Report as Done, Targets, WhiteBoxAttack, attack_black_box,
+    attack_white_box, carlini_wagner, found_images,
 };
 use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::ensemble::{Average, Ensemble};
@@ -180,6 +180,19 @@ impl RunArgs {
             ids: chosen.iter().map(|&i| i as u32).collect(),
             criterion,
         })
+    }
+
+    /// Whether the goal is a class.
+    pub fn is_targeted(&self) -> bool {
+        self.targeted || self.target.is_some()
+    }
+
+    /// The first images of the test set, at most a thousand.
+    pub fn images_of_the_data_set(&self) -> Result<Vec<Vec<f32>>> {
+        let test = common::load_data(&self.data, Split::Test)?.take(1000);
+        let (x, _) = test.batch(&(0..test.len()).collect::<Vec<_>>())?;
+        let images = x.data::<f32>().chunks(x.shape().row_len());
+        Ok(images.map(<[f32]>::to_vec).collect())
     }
 
     fn jury(&self, model: &Model) -> Jury {
@@ -387,12 +400,12 @@ impl RunArgs {
 
 impl Job {
     fn check(&self, classes: usize) -> Result<()> {
-        use noiseforge::attacks::WhiteBoxAttack;
-        Ok(match &self.method {
+        match &self.method {
             Method::Cw(attack) => attack.check(classes)?,
             Method::White(attack) => attack.check(classes)?,
             Method::Black(attack) => attack.check(classes)?,
-        })
+        }
+        Ok(())
     }
 }
 

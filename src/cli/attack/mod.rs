@@ -3,6 +3,7 @@
 mod auto;
 mod campaign;
 mod cw;
+mod distance;
 mod gradient;
 mod partial;
 mod report;
@@ -22,6 +23,7 @@ use serde_json::{Map, Value, json};
 use auto::{ApgdArgs, FabArgs, NoiseArgs, RandArgs, SquareArgs};
 use campaign::RunArgs;
 use cw::CwArgs;
+use distance::{DdnArgs, HopSkipJumpArgs, ZooArgs};
 use gradient::{FgsmArgs, IteratedArgs, PgdArgs};
 
 const FILES: &str = "The folder holds adv.npy (f32, [n, h, w, c], row i is the i-th image attacked), \
@@ -54,6 +56,12 @@ enum Attack {
     Square(Box<SquareArgs>),
     /// Random noise within the radius: the control that every attack has to beat
     Noise(Box<NoiseArgs>),
+    /// ZOO: Carlini and Wagner's loss, its slope from differences of scores, coordinate by coordinate
+    Zoo(Box<ZooArgs>),
+    /// Decoupled direction and norm: the smallest L2 distance by gradients
+    Ddn(Box<DdnArgs>),
+    /// HopSkipJump: the smallest distance from predicted classes alone
+    Hopskipjump(Box<HopSkipJumpArgs>),
     /// The standard ensemble: APGD on the cross-entropy and on the targeted DLR loss, targeted FAB, Square
     Autoattack(Box<FgsmArgs>),
     /// The ensemble for random networks: APGD on the cross-entropy and the DLR loss, every comparison
@@ -111,6 +119,9 @@ pub fn run(args: &AttackArgs, json: bool) -> Result<()> {
         Attack::Fab(args) => args.run(json),
         Attack::Square(args) => args.run(json),
         Attack::Noise(args) => args.run(json),
+        Attack::Zoo(args) => args.run(json),
+        Attack::Ddn(args) => args.run(json),
+        Attack::Hopskipjump(args) => args.run(json),
         Attack::Autoattack(args) => args.run_standard(json),
         Attack::AutoattackRand(args) => args.run(json),
         Attack::Transfer(args) => args.run(json),
