@@ -4,6 +4,7 @@
 //! [`tensor`] → [`ops`] → [`nn`], [`models`], [`optim`] → [`ensemble`], [`attacks`] → the command line.
 
 pub mod attacks;
+pub mod audit;
 pub mod certify;
 pub mod data;
 pub mod ensemble;

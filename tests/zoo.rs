@@ -10,7 +10,8 @@ use noiseforge::ensemble::{Classifier, Ensemble};
 use noiseforge::models::Model;
 use noiseforge::ops::noise::{Purpose, Rows};
 use noiseforge::selftest::linear::{Case, Linear};
-use noiseforge::{Device, Result, Shape, Tensor};
+use noiseforge::tensor::Device;
+use noiseforge::{Result, Shape, Tensor};
 
 fn run_ids(
     model: &mut Model,

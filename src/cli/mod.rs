@@ -1,6 +1,7 @@
 //! The command line: one file per command, an `Args` struct and a function each.
 
 mod attack;
+mod audit;
 mod bench;
 mod certify;
 mod common;
@@ -44,6 +45,8 @@ enum Command {
     Attack(attack::AttackArgs),
     /// Attacks and verdicts against exact answers, on this machine
     Selftest(selftest::SelftestArgs),
+    /// Whether an evaluation of a network is to be believed
+    Audit(Box<audit::AuditArgs>),
     /// Find an attack's report again from the images it saved
     Verify(attack::verify::VerifyArgs),
     /// Certified radii by randomised smoothing
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Predict(args) => eval::predict(args, json),
         Command::Attack(args) => attack::run(args, json),
         Command::Selftest(args) => selftest::run(args, json),
+        Command::Audit(args) => audit::run(args, json),
         Command::Verify(args) => attack::verify::run(args, json),
         Command::Certify(args) => certify::run(args, json),
         Command::Gradcheck(args) => gradcheck::run(args, json),

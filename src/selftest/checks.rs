@@ -6,8 +6,10 @@ use crate::attacks::apgd::{Apgd, checkpoints};
 use crate::attacks::carlini_wagner::{self, CarliniWagner, First, Protocol};
 use crate::attacks::gradient::Pgd;
 use crate::attacks::square::Square;
+use crate::attacks::zoo::Zoo;
 use crate::attacks::{
-    Criterion, Found, Norm, Options, Targets, WhiteBoxAttack, attack_white_box, found_images,
+    Criterion, Found, Norm, Options, Targets, WhiteBoxAttack, attack_black_box, attack_white_box,
+    found_images,
 };
 use crate::data::Dataset;
 use crate::ensemble::{Average, Ensemble};
@@ -60,6 +62,7 @@ pub fn run(images: usize, report: &mut dyn FnMut(&Check) -> Result<()>) -> Resul
     for case in Case::ALL {
         add(closest(case, images)?)?;
     }
+    add(by_differences(images)?)?;
     add(within_a_bound(images)?)?;
     add(judged_within_its_interval()?)?;
     add(nothing_is_robust(images)?)?;
@@ -250,6 +253,42 @@ fn closest(case: Case, images: usize) -> Result<Check> {
             "L2 over the exact minimum: least {least:.6}, median {median:.6}, most {most:.6} \
              (at least 0.99999, 1.005, 1.05)"
         ),
+    ))
+}
+
+/// ZOO against the smallest distance there is.
+fn by_differences(images: usize) -> Result<Check> {
+    let linear = Linear::sized(Case::Interior, Shape::new(images, 4, 4, 3), 3, 3);
+    let mut model = linear.model(0.0)?;
+    let ids: Vec<u32> = (0..images as u32).collect();
+    let criterion = away(&linear);
+    let mut net = Ensemble::new(&mut model, 1, Purpose::Attack, 1)?;
+    let targets = Targets {
+        x: &linear.images,
+        ids: &ids,
+        criterion: &criterion,
+    };
+    let zoo = Zoo {
+        iterations: 300,
+        c: 1.0,
+        h: 1e-3,
+        search_steps: 9,
+        ..Zoo::published()
+    };
+    let options = Options {
+        rows: 1024,
+        ..Options::default()
+    };
+    let found = attack_black_box(&mut net, targets, &zoo, &options, &mut |_| Ok(()))?;
+    let ratios = found.iter().enumerate().map(|(i, f)| match f.success {
+        true => f.l2 / linear.distance(i, Norm::L2),
+        false => f64::INFINITY,
+    });
+    let (least, most) = ratios.fold((f64::INFINITY, 0f64), |(a, b), r| (a.min(r), b.max(r)));
+    Ok(Check::new(
+        "ZOO",
+        least >= 1.0 - 1e-5 && most <= 1.05,
+        format!("L2 over the exact minimum: least {least:.5}, most {most:.5} (at most 1.05)"),
     ))
 }
 

@@ -128,7 +128,7 @@ pub fn run(args: &AttackArgs, json: bool) -> Result<()> {
     }
 }
 
-fn norm(text: &str) -> Result<Norm, String> {
+pub fn norm(text: &str) -> Result<Norm, String> {
     text.parse().map_err(|_| "expected l2 or linf".to_string())
 }
 
@@ -144,7 +144,7 @@ struct BoundArgs {
 }
 
 /// A number or a fraction such as 8/255.
-fn radius(text: &str) -> Result<f64, String> {
+pub fn radius(text: &str) -> Result<f64, String> {
     let number = |text: &str| text.trim().parse::<f64>().ok();
     let value = match text.split_once('/') {
         Some((a, b)) => number(a).zip(number(b)).map(|(a, b)| a / b),
