@@ -6,7 +6,9 @@ mod attacks;
 use attacks::{distances, halfway, untargeted, white};
 use noiseforge::Shape;
 use noiseforge::attacks::apgd::{Apgd, Loss, checkpoints};
-use noiseforge::attacks::{Criterion, Goal, Norm, Objective, Options};
+use noiseforge::attacks::{Criterion, Goal, Norm, Objective, Options, Targets, attack_white_box};
+use noiseforge::ensemble::Ensemble;
+use noiseforge::ops::noise::Purpose;
 use noiseforge::selftest::linear::{Case, Linear};
 
 #[test]
@@ -161,7 +163,7 @@ fn counts_are_the_methods_and_the_target_is_the_goal() {
 }
 
 #[test]
-fn no_result_depends_on_the_batch() {
+fn no_result_depends_on_the_batch_or_the_order() {
     let linear = Linear::sized(Case::SparseImages, Shape::new(9, 4, 4, 3), 5, 3);
     let mut model = linear.model(0.1).unwrap();
     let attack = Apgd {
@@ -169,18 +171,30 @@ fn no_result_depends_on_the_batch() {
         loss: Loss::TargetedDlr { targets: 3 },
         ..Apgd::targeted_dlr(Norm::L2, halfway(&distances(&linear, Norm::L2)))
     };
-    let goal = untargeted(&linear);
-    let mut of = |rows| {
+    let mut of = |ids: &[u32], rows| {
+        let indices: Vec<usize> = ids.iter().map(|&i| i as usize).collect();
+        let labels = indices.iter().map(|&i| linear.labels[i]).collect();
+        let targets = Targets {
+            x: &linear.images.gather_rows(&indices).unwrap(),
+            ids,
+            criterion: &Criterion::Untargeted { labels },
+        };
         let options = Options {
             rows,
+            passes: 2,
             confirmations: 3,
             ..Options::default()
         };
-        white(&linear, &mut model, &goal, &attack, 2, options).unwrap()
+        let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, 2).unwrap();
+        attack_white_box(&mut net, targets, &attack, &options, &mut |_| Ok(())).unwrap()
     };
-    let together = of(256);
-    assert_eq!(together, of(1));
-    assert_eq!(together, of(7));
+    let together = of(&[0, 1, 2, 3, 4, 5, 6, 7, 8], 256);
+    let order = [7, 2, 8, 0, 1, 6, 5, 4, 3];
+    for rows in [1, 7, 256] {
+        for (found, &i) in of(&order, rows).iter().zip(&order) {
+            assert_eq!(*found, together[i as usize]);
+        }
+    }
     assert!(together.iter().any(|f| f.success) && together.iter().any(|f| !f.success));
 }
 
