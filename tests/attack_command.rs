@@ -102,10 +102,9 @@ fn every_attack_writes_a_report_that_verifies() {
         let report = json(&attack(name, &weights, &out, &[&few[..], more].concat()));
         assert_eq!(files(&out), ["adv.npy", "report.json", "timing.json"]);
         assert_eq!(report, read(&out.join("report.json")));
-        assert_eq!(
-            (&report["attack"], &report["format"]),
-            (&name.into(), &2.into())
-        );
+        // apgd-t, fab-t, zoo-adam: the member of a family is named, too
+        assert!(report["attack"].as_str().unwrap().starts_with(name));
+        assert_eq!(report["format"], 2);
         let images = report["images"].as_array().unwrap();
         assert_eq!((images.len(), report["verdicts"].as_u64()), (4, Some(10)));
         let low = report["robust_accuracy_interval"][0].as_f64().unwrap();

@@ -35,7 +35,7 @@ fn small(sigma: f32) -> (Model, Tensor) {
 }
 
 fn linear(sigma: f32) -> (Model, Tensor) {
-    let linear = Linear::sized(Case::Interior, Shape::new(IMAGES, 8, 8, 3), 4, 3);
+    let linear = Linear::sized(Case::Interior, Shape::new(IMAGES, 8, 8, 3), 2, 3);
     (linear.model(sigma).unwrap(), linear.images)
 }
 

@@ -8,9 +8,11 @@ pub mod auto;
 pub mod carlini_wagner;
 pub mod ddn;
 pub mod fab;
+mod found;
 pub mod gradient;
 pub mod hopskipjump;
 mod image;
+mod net;
 mod objective;
 mod query;
 pub mod random_noise;
@@ -18,12 +20,13 @@ mod schedule;
 pub mod square;
 pub mod zoo;
 
+pub use found::{Found, found_images, rms_l2};
 pub use image::{Goal, Image, Norm, largest_other, ranked_others, winner};
 pub use objective::Objective;
 pub use query::{BlackBox, Counts, Keep, Offer, OutOfQueries, Query, Slope, WhiteBox};
 pub use schedule::{
-    BlackBoxAttack, Found, Options, Report, Running, Targets, WhiteBoxAttack, attack_black_box,
-    attack_white_box, found_images, rms_l2,
+    BlackBoxAttack, Options, Report, Running, Targets, WhiteBoxAttack, attack_black_box,
+    attack_white_box,
 };
 
 use crate::error::{Error, Result};

@@ -13,7 +13,9 @@ use std::task::{Context, Poll, Waker};
 
 use rayon::prelude::*;
 
-use super::image::{Image, Norm};
+use super::found::Found;
+use super::image::Image;
+use super::net::{Black, Net, White};
 use super::query::{
     Acceptance, BlackBox, Counts, Keep, Kept, Mailbox, OutOfQueries, Query, Question, Slope,
     WhiteBox, lock,
@@ -93,63 +95,6 @@ impl Default for Options {
             budget: None,
         }
     }
-}
-
-/// What became of one image.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Found {
-    /// The best image found, `h * w * c` values; the original where an attack of the smallest
-    /// distance found none.
-    pub pixels: Vec<f32>,
-    /// Whether the attack saw its goal met, on its own draws.
-    pub success: bool,
-    /// Where it did, the attack that found `pixels`: of several run one after the other the one that broke
-    /// the image.
-    pub broken_by: Option<&'static str>,
-    /// `||x' - x||_2` of `pixels`.
-    pub l2: f64,
-    /// `||x' - x||_inf` of `pixels`.
-    pub linf: f64,
-    /// Weight of the margin against the distance that gave it (Carlini and Wagner's `c`); the last one
-    /// tried where there is no success. For attacks that have one.
-    pub c: Option<f64>,
-    /// What it took.
-    pub counts: Counts,
-    /// Forward passes when the first success was kept.
-    pub forward_at_success: Option<u64>,
-    /// Whether the budget ended the attack.
-    pub out_of_queries: bool,
-}
-
-impl Found {
-    /// With the distances between the original image and the one found.
-    pub(super) fn new(original: &[f32], pixels: Vec<f32>, success: bool, counts: Counts) -> Self {
-        Found {
-            l2: Norm::L2.distance(&pixels, original),
-            linf: Norm::Linf.distance(&pixels, original),
-            pixels,
-            success,
-            c: None,
-            forward_at_success: success.then_some(counts.forward),
-            counts,
-            out_of_queries: false,
-            broken_by: None,
-        }
-    }
-}
-
-/// The images found as a batch `[n, h, w, c]` on the CPU.
-///
-/// Errors: images of another size.
-pub fn found_images(found: &[Found], image: Shape) -> Result<Tensor> {
-    let pixels = found.iter().flat_map(|f| &f.pixels).copied().collect();
-    Tensor::from_vec::<f32>(image.with_n(found.len()), pixels)
-}
-
-/// Root mean square of the L2 distances: the RSE paper's average distortion, over all images, success
-/// or not.
-pub fn rms_l2(found: &[Found]) -> f64 {
-    (found.iter().map(|f| f.l2.powi(2)).sum::<f64>() / found.len() as f64).sqrt()
 }
 
 /// The images, their names and goals.
@@ -237,77 +182,6 @@ fn finish(asked: BlackBox, result: Result<(), OutOfQueries>) -> Found {
             .or(success.then_some(asked.counts.forward)),
         out_of_queries: result.is_err(),
         ..Found::new(&original, pixels, success, asked.counts)
-    }
-}
-
-/// What the schedule needs of a classifier.
-trait Net {
-    fn classes(&self) -> usize;
-    fn input(&self) -> Shape;
-    fn device(&self) -> Device;
-    fn scores(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor>;
-    fn input_grad(
-        &mut self,
-        x: &Tensor,
-        rows: &Rows,
-        gradient: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor>;
-}
-
-struct Black<'a>(&'a mut dyn Classifier);
-struct White<'a>(&'a mut dyn Differentiable);
-
-impl Net for Black<'_> {
-    fn classes(&self) -> usize {
-        self.0.classes()
-    }
-
-    fn input(&self) -> Shape {
-        self.0.input()
-    }
-
-    fn device(&self) -> Device {
-        self.0.device()
-    }
-
-    fn scores(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
-        self.0.logits(x, rows)
-    }
-
-    fn input_grad(
-        &mut self,
-        _: &Tensor,
-        _: &Rows,
-        _: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        unreachable!("a black-box attack has no way to ask for gradients")
-    }
-}
-
-impl Net for White<'_> {
-    fn classes(&self) -> usize {
-        self.0.classes()
-    }
-
-    fn input(&self) -> Shape {
-        self.0.input()
-    }
-
-    fn device(&self) -> Device {
-        self.0.device()
-    }
-
-    fn scores(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
-        self.0.logits(x, rows)
-    }
-
-    fn input_grad(
-        &mut self,
-        x: &Tensor,
-        rows: &Rows,
-        gradient: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        Ok(self.0.input_grad(x, rows, gradient)?.1)
     }
 }
 

@@ -41,11 +41,14 @@ fn finding(name: &'static str, level: Level, detail: String, images: Vec<u32>) -
     }
 }
 
-/// `Fail` from this share of the images on, `Warn` from the first image on.
+/// `Warn` from the first image on, `Fail` from this share of them: of two at least, since one on its boundary
+/// may fall to either side.
 fn by_share(objecting: usize, of: usize, fail: f64) -> Level {
-    match objecting as f64 / of.max(1) as f64 {
-        0.0 => Level::Pass,
-        share if share < fail => Level::Warn,
+    let share = objecting as f64 / of.max(1) as f64;
+    match objecting {
+        0 => Level::Pass,
+        1 if of > 1 => Level::Warn,
+        _ if share < fail => Level::Warn,
         _ => Level::Fail,
     }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Args;
 use noiseforge::attacks::apgd::Apgd;
+use noiseforge::attacks::auto::{AutoAttack, Member};
 use noiseforge::attacks::{Norm, Options, WhiteBoxAttack};
 use noiseforge::audit::{Evaluation, Level, verdict};
 use noiseforge::data::{Spec, Split};
@@ -19,7 +20,7 @@ use super::common::{self, PlaceArgs, WeightsArgs, positive, say};
     after_help = "Example:
   noiseforge audit --weights rse.safetensors --data cifar10:data --eps 8/255 --count 50
 
-Checks an evaluation of these weights by APGD: are there gradients, and are they right; does it use its
+Checks an evaluation of these weights by APGD on the cross-entropy and the targeted DLR loss: are there gradients, and are they right; does it use its
 radius, its steps, its draws; does a large radius break everything; do attacks without gradients, random
 noise or one step find what it misses; does the network fall when its randomness is fixed. Images that are
 misclassified without an attack are left out. Fails (exit 1) where a check does."
@@ -60,6 +61,7 @@ pub fn run(args: &AuditArgs, json: bool) -> Result<()> {
     let random = common::is_random(&model);
     let draws = common::useful_draws(&model, args.eot);
     let device = model.device().clone();
+    let classes = model.config().classes;
     let mut net = Ensemble::new(&mut model, args.weights.seed, Purpose::Attack, draws)?;
 
     let all: Vec<usize> = (0..data.len()).collect();
@@ -82,9 +84,20 @@ pub fn run(args: &AuditArgs, json: bool) -> Result<()> {
     let ids: Vec<u32> = right.iter().map(|&i| i as u32).collect();
     let labels: Vec<u32> = right.iter().map(|&i| labels[i]).collect();
     let attack = |eps: f64, times: u32| -> Box<dyn WhiteBoxAttack> {
-        Box::new(Apgd {
-            steps: args.steps * times,
-            ..Apgd::cross_entropy(args.norm, eps)
+        let apgd = |attack| -> Member {
+            Member::White(Box::new(Apgd {
+                steps: args.steps * times,
+                ..attack
+            }))
+        };
+        let mut members = vec![apgd(Apgd::cross_entropy(args.norm, eps))];
+        // The targeted loss needs four classes.
+        if classes >= 4 {
+            members.push(apgd(Apgd::targeted_dlr(args.norm, eps)));
+        }
+        Box::new(AutoAttack {
+            name: "apgd",
+            members,
         })
     };
     if !json {

@@ -80,6 +80,7 @@ pub struct Check<'a> {
     directions: usize,
     step: f64,
     tolerance: f64,
+    ops: usize,
     seed: u64,
 }
 
@@ -93,6 +94,7 @@ impl<'a> Check<'a> {
             directions: 8,
             step: 1e-6,
             tolerance: 1e-6,
+            ops: 1,
             seed: 0,
         }
     }
@@ -128,6 +130,13 @@ impl<'a> Check<'a> {
     /// two numbers, `|dx|` and what rounding alone can make of a gradient that is 0.
     pub fn tolerance(mut self, tolerance: f64) -> Self {
         self.tolerance = tolerance;
+        self
+    }
+
+    /// How many ops stand one after another in the function, 1 unless said: their roundings, independent
+    /// of each other, add up to the square root of as many.
+    pub fn ops(mut self, ops: usize) -> Self {
+        self.ops = ops;
         self
     }
 
@@ -367,7 +376,8 @@ impl Differences<'_> {
         // Root mean square of <dx, v> over directions like v.
         let scale = products(grad, v).map(|p| p * p).sum::<f64>().sqrt();
         let terms = products(&self.y, dy).map(|p| p * p);
-        let rounding = 16.0 * f64::EPSILON * terms.sum::<f64>().sqrt();
+        let ops = (self.check.ops as f64).sqrt();
+        let rounding = 16.0 * f64::EPSILON * ops * terms.sum::<f64>().sqrt();
         let tolerance = self.check.tolerance;
         let mut h = self.check.step;
         for _ in 0..STEPS {

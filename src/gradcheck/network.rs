@@ -37,6 +37,8 @@ pub fn check_network(
         .tolerance(1e-5);
     let mut values = Vec::new();
     model.visit_params(|name, p| values.push((name.to_string(), p.value.clone())));
+    // As good as one op for each parameter.
+    check = check.ops(values.len().max(1));
     for (name, value) in &values {
         check = check.input(name.clone(), value);
     }

@@ -148,7 +148,7 @@ fn readout(inner: &[Vec<f64>], outer: &[Vec<f64>]) -> Option<(Vec<f64>, f64, usi
             .fold(f64::NEG_INFINITY, f64::max);
         let at = dot(&w, z);
         // Next to the known point: few others of the ball are class 1.
-        (at > most).then(|| (at - most, w, most + 0.9 * (at - most), i))
+        (at > most).then_some((at - most, w, most + 0.9 * (at - most), i))
     });
     let best = candidates.max_by(|a, b| a.0.total_cmp(&b.0))?;
     Some((best.1, best.2, best.3))

@@ -6,7 +6,7 @@ use crate::attacks::apgd::{Apgd, checkpoints};
 use crate::attacks::carlini_wagner::{self, CarliniWagner, First, Protocol};
 use crate::attacks::gradient::Pgd;
 use crate::attacks::square::Square;
-use crate::attacks::zoo::Zoo;
+use crate::attacks::zoo::{Space, Zoo};
 use crate::attacks::{
     Criterion, Found, Norm, Options, Targets, WhiteBoxAttack, attack_black_box, attack_white_box,
     found_images,
@@ -258,7 +258,7 @@ fn closest(case: Case, images: usize) -> Result<Check> {
 
 /// ZOO against the smallest distance there is.
 fn by_differences(images: usize) -> Result<Check> {
-    let linear = Linear::sized(Case::Interior, Shape::new(images, 4, 4, 3), 3, 3);
+    let linear = Linear::sized(Case::Interior, Shape::new(images, 4, 4, 3), 2, 3);
     let mut model = linear.model(0.0)?;
     let ids: Vec<u32> = (0..images as u32).collect();
     let criterion = away(&linear);
@@ -269,7 +269,8 @@ fn by_differences(images: usize) -> Result<Check> {
         criterion: &criterion,
     };
     let zoo = Zoo {
-        iterations: 300,
+        space: Space::Clipped,
+        iterations: 600,
         c: 1.0,
         h: 1e-3,
         search_steps: 9,
