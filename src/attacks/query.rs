@@ -147,8 +147,14 @@ pub(super) fn lock(mailbox: &Mutex<Mailbox>) -> MutexGuard<'_, Mailbox> {
 impl BlackBox {
     /// A draw nobody has seen yet. Where nothing is random all draws are the same one.
     pub fn fresh_draw(&mut self) -> u32 {
-        self.next_draw += 1;
-        self.next_draw - 1
+        self.fresh_draws(1)
+    }
+
+    /// The first of so many draws in a row that nobody has seen yet: which ones an attack sees then does
+    /// not depend on how many of them it uses.
+    pub fn fresh_draws(&mut self, count: u32) -> u32 {
+        self.next_draw += count;
+        self.next_draw - count
     }
 
     /// Whether the classifier answers the same query differently under another draw.

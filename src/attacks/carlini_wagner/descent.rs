@@ -85,13 +85,14 @@ pub(super) async fn descend(
         last: vec![Vec::new(); n],
         success: vec![false; n],
     };
+    let first_draw = net.fresh_draws(params.steps);
     let mut previous_loss = vec![f64::INFINITY; n];
     let mut stalled = vec![0; n];
     let check_every = (params.steps / 10).max(1);
 
     for step in 0..params.steps {
         let adversarial = tanh_space::to_image(&running.w).expect(FITS);
-        let draw = net.fresh_draw();
+        let draw = first_draw + step;
         let queries = rows(&adversarial).map(|row| {
             let pixels = row.to_vec();
             (Query { pixels, draw }, objective.clone())

@@ -199,6 +199,8 @@ impl Descents<'_> {
 struct Searched {
     search: Search,
     found: Found,
+    /// Squared distance of the success found, as the device sums it.
+    closest: f64,
 }
 
 /// [`attack`](super::attack) with everything on the GPU.
@@ -265,10 +267,11 @@ fn attack_together(
     let abort_early = match params.protocol {
         Protocol::Rse { c } => {
             let results = descents(images.to_vec(), vec![c; images.len()]).run(net, gpu, report)?;
-            let found = results
-                .into_iter()
-                .zip(images)
-                .map(|(d, &i)| Found::new(original(i), d.last, d.success, counts(d.passes.into())));
+            let found = results.into_iter().zip(images).map(|(d, &i)| Found {
+                c: Some(c),
+                broken_by: d.success.then_some(params.name()),
+                ..Found::new(original(i), d.last, d.success, counts(d.passes.into()))
+            });
             return Ok(found.collect());
         }
         Protocol::Search { abort_early, .. } => abort_early,
@@ -285,6 +288,7 @@ fn attack_together(
                 false,
                 counts(draw.into()),
             ),
+            closest: f64::INFINITY,
         })
         .collect();
     loop {
@@ -315,12 +319,16 @@ fn attack_together(
                 s.found.counts.forward += so_far.forward;
                 s.found.counts.backward += so_far.backward;
                 if let Some((squared, pixels)) = d.closest
-                    && (!s.found.success || squared < s.found.l2.powi(2))
+                    && squared < s.closest
                 {
+                    s.closest = squared;
+                    let first = s.found.forward_at_success;
+                    let new = Found::new(original(i), pixels, true, s.found.counts);
                     s.found = Found {
                         c: Some(c),
                         broken_by: Some(params.name()),
-                        ..Found::new(original(i), pixels, true, s.found.counts)
+                        forward_at_success: first.or(new.forward_at_success),
+                        ..new
                     };
                 } else if !s.found.success {
                     s.found.c = Some(c);
