@@ -68,9 +68,9 @@ mod tests {
         // m = 0.1 * (0.9 * 3 - 1), v = 0.001 * (0.999 * 9 + 1), corrected for two updates
         let (m, v) = (0.17 / 0.19, (0.001 * 9.991f64 / 0.001999).sqrt());
         near(steps.change(0, -1.0, 0.0), -0.01 * m / v);
-        // a first update is lr * sign(g), however many others were made before
+        // a first update is lr g / (|g| + 1e-8), however many others were made before
         near(steps.change(1, -0.2, 0.0), 0.01);
-        near(steps.change(2, 5e-3, 0.0), -0.01);
+        near(steps.change(2, 5e-3, 0.0), -0.01 * 5e-3 / (5e-3 + 1e-8));
         assert_eq!(steps.t, [2, 1, 1]);
         assert_eq!(steps.change(2, 0.0, 0.0).signum(), -1.0);
     }
