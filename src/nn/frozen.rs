@@ -125,8 +125,8 @@ impl Layer for FrozenBlock {
             draws: link.draws,
             noise: noise.as_ref(),
         };
-        let x_shape = x.shape().with_n(x.shape().n * link.draws);
         let (y, extras) = fused_conv2d::forward(input, w, b, geometry, &epilogue)?;
+        let x_shape = x.shape().with_n(x.shape().n * link.draws);
         let saved = || -> Result<Saved> {
             Ok(Saved {
                 x_shape,
