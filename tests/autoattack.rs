@@ -1,9 +1,8 @@
 //! AutoAttack's ensembles.
 
-#[path = "common/attacks.rs"]
-mod attacks;
+mod common;
 
-use attacks::{distances, halfway, untargeted, white};
+use common::attacks::{distances, halfway, untargeted, white};
 use noiseforge::Shape;
 use noiseforge::attacks::auto::{AutoAttack, Member};
 use noiseforge::attacks::fab::Fab;

@@ -1,62 +1,17 @@
 //! DDN against the exact answers on linear models.
 
+mod common;
+
+use common::attacks::{three_ratios, untargeted, white_of};
+use noiseforge::Shape;
 use noiseforge::attacks::ddn::{Ddn, Loss};
-use noiseforge::attacks::{
-    Criterion, Found, Norm, Options, Targets, WhiteBoxAttack, attack_white_box,
-};
-use noiseforge::ensemble::Ensemble;
-use noiseforge::ops::noise::Purpose;
+use noiseforge::attacks::{Criterion, Found, Norm, Options, WhiteBoxAttack};
 use noiseforge::selftest::linear::{Case, Linear};
-use noiseforge::{Shape, Tensor};
 
 fn run(linear: &Linear, sigma: f32, ddn: &Ddn, criterion: &Criterion, o: &Options) -> Vec<Found> {
     let n = linear.labels.len();
     let all: Vec<u32> = (0..n as u32).collect();
-    run_ids(linear, sigma, ddn, criterion, o, &all)
-}
-
-fn run_ids(
-    linear: &Linear,
-    sigma: f32,
-    ddn: &Ddn,
-    criterion: &Criterion,
-    options: &Options,
-    ids: &[u32],
-) -> Vec<Found> {
-    let mut model = linear.model(sigma).unwrap();
-    let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, options.passes).unwrap();
-    let indices: Vec<usize> = ids.iter().map(|&i| i as usize).collect();
-    let x: Tensor = linear.images.gather_rows(&indices).unwrap();
-    let targets = Targets {
-        x: &x,
-        ids,
-        criterion: &criterion.select(&indices),
-    };
-    attack_white_box(&mut net, targets, ddn, options, &mut |_| Ok(())).unwrap()
-}
-
-fn untargeted(linear: &Linear) -> Criterion {
-    Criterion::Untargeted {
-        labels: linear.labels.clone(),
-    }
-}
-
-/// Smallest, median and largest distance over the exact one.
-fn ratios(linear: &Linear, found: &[Found]) -> [f64; 3] {
-    let mut ratios: Vec<f64> = found
-        .iter()
-        .enumerate()
-        .map(|(i, f)| {
-            assert!(f.success, "image {i}");
-            f.l2 / linear.distance(i, Norm::L2)
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    [
-        ratios[0],
-        ratios[ratios.len() / 2],
-        ratios[ratios.len() - 1],
-    ]
+    white_of(linear, sigma, ddn, criterion, o, &all)
 }
 
 #[test]
@@ -82,7 +37,7 @@ fn near_the_smallest_distance_on_linear_models() {
                 &untargeted(&linear),
                 &Options::default(),
             );
-            let r = ratios(&linear, &found);
+            let r = three_ratios(&linear, &found, Norm::L2);
             eprintln!("{case:?} {:?} {r:.4?}", ddn.loss);
             assert!(r[0] > 1.0 - 1e-5, "{case:?} {r:?}");
             assert!(r[1] < most, "{case:?} {r:?}");
@@ -150,7 +105,7 @@ fn no_result_depends_on_the_batch_or_the_order() {
             confirmations: 5,
             ..Options::default()
         };
-        run_ids(&linear, 0.05, &ddn, &criterion, &options, ids)
+        white_of(&linear, 0.05, &ddn, &criterion, &options, ids)
     };
     let together = of(&[0, 1, 2, 3, 4], 100, None);
     assert!(together.iter().all(|f| f.success));

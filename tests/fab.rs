@@ -1,9 +1,8 @@
 //! FAB.
 
-#[path = "common/attacks.rs"]
-mod attacks;
+mod common;
 
-use attacks::{distances, halfway, untargeted, white};
+use common::attacks::{distances, halfway, untargeted, white};
 use noiseforge::attacks::fab::{Fab, to_boundary};
 use noiseforge::attacks::{Criterion, Norm, Options, WhiteBoxAttack};
 use noiseforge::selftest::linear::{Case, Linear};

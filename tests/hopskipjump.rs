@@ -1,65 +1,12 @@
 //! HopSkipJump against the exact answers on linear models.
 
+mod common;
+
+use common::attacks::{black_of, many_rows, three_ratios, untargeted};
+use noiseforge::Shape;
 use noiseforge::attacks::hopskipjump::HopSkipJump;
-use noiseforge::attacks::{
-    BlackBoxAttack, Criterion, Found, Norm, Options, Targets, attack_black_box,
-};
-use noiseforge::ensemble::Ensemble;
-use noiseforge::ops::noise::Purpose;
+use noiseforge::attacks::{BlackBoxAttack, Criterion, Norm, Options};
 use noiseforge::selftest::linear::{Case, Linear};
-use noiseforge::{Shape, Tensor};
-
-fn run(
-    linear: &Linear,
-    sigma: f32,
-    attack: &HopSkipJump,
-    criterion: &Criterion,
-    options: &Options,
-    ids: &[u32],
-) -> Vec<Found> {
-    let mut model = linear.model(sigma).unwrap();
-    let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, options.passes).unwrap();
-    let indices: Vec<usize> = ids.iter().map(|&i| i as usize).collect();
-    let x: Tensor = linear.images.gather_rows(&indices).unwrap();
-    let targets = Targets {
-        x: &x,
-        ids,
-        criterion: &criterion.select(&indices),
-    };
-    attack_black_box(&mut net, targets, attack, options, &mut |_| Ok(())).unwrap()
-}
-
-fn untargeted(linear: &Linear) -> Criterion {
-    Criterion::Untargeted {
-        labels: linear.labels.clone(),
-    }
-}
-
-fn options() -> Options {
-    Options {
-        rows: 1024,
-        ..Options::default()
-    }
-}
-
-/// Smallest, median and largest distance over the exact one.
-fn ratios(linear: &Linear, found: &[Found], norm: Norm) -> [f64; 3] {
-    let ratio = |(i, f): (usize, &Found)| {
-        assert!(f.success, "image {i}");
-        let distance = match norm {
-            Norm::L2 => f.l2,
-            Norm::Linf => f.linf,
-        };
-        distance / linear.distance(i, norm)
-    };
-    let mut ratios: Vec<f64> = found.iter().enumerate().map(ratio).collect();
-    ratios.sort_by(f64::total_cmp);
-    [
-        ratios[0],
-        ratios[ratios.len() / 2],
-        ratios[ratios.len() - 1],
-    ]
-}
 
 #[test]
 fn near_the_smallest_distance_on_linear_models() {
@@ -75,15 +22,15 @@ fn near_the_smallest_distance_on_linear_models() {
         for norm in [Norm::L2, Norm::Linf] {
             let attack = HopSkipJump::published(norm);
             let ids = [0, 1, 2, 3, 4, 5];
-            let found = run(
+            let found = black_of(
                 &linear,
                 0.0,
                 &attack,
                 &untargeted(&linear),
-                &options(),
+                &many_rows(),
                 &ids,
             );
-            let r = ratios(&linear, &found, norm);
+            let r = three_ratios(&linear, &found, norm);
             eprintln!("{case:?} {norm} {r:.4?} {}", found[0].counts.forward);
             assert!(r[0] > 1.0 - 1e-5, "{case:?} {norm} {r:?}");
             assert!(r[1] < median, "{case:?} {norm} {r:?}");
@@ -101,15 +48,15 @@ fn the_start_alone_is_much_farther() {
         ..HopSkipJump::published(Norm::L2)
     };
     let ids = [0, 1, 2, 3, 4, 5];
-    let found = run(
+    let found = black_of(
         &linear,
         0.0,
         &attack,
         &untargeted(&linear),
-        &options(),
+        &many_rows(),
         &ids,
     );
-    let r = ratios(&linear, &found, Norm::L2);
+    let r = three_ratios(&linear, &found, Norm::L2);
     assert!(r[1] > 2.0, "{r:?}");
 }
 
@@ -128,19 +75,19 @@ fn targets_starts_and_images_misclassified_already() {
         ..HopSkipJump::published(Norm::L2)
     };
     let ids = [0, 1, 2, 3, 4, 5];
-    let found = run(&linear, 0.0, &attack, &targeted, &options(), &ids);
-    let r = ratios(&linear, &found, Norm::L2);
+    let found = black_of(&linear, 0.0, &attack, &targeted, &many_rows(), &ids);
+    let r = three_ratios(&linear, &found, Norm::L2);
     // Distances to the nearest class, not to the target: a lower bound.
     assert!(r[0] > 1.0 - 1e-5 && r[1] < 2.0, "{r:?}");
     let none = HopSkipJump {
         starts: Vec::new().into(),
         ..attack.clone()
     };
-    for f in run(&linear, 0.0, &none, &targeted, &options(), &ids) {
+    for f in black_of(&linear, 0.0, &none, &targeted, &many_rows(), &ids) {
         assert!(!f.success && f.l2 == 0.0 && f.counts.forward == 1);
     }
     let wrong = Criterion::Untargeted { labels: others };
-    for f in run(&linear, 0.0, &attack, &wrong, &options(), &ids) {
+    for f in black_of(&linear, 0.0, &attack, &wrong, &many_rows(), &ids) {
         assert!(f.success && f.l2 == 0.0 && f.counts.forward == 1);
     }
 }
@@ -159,7 +106,7 @@ fn a_budget_holds_and_neither_batch_nor_order_matter() {
             confirmations: 3,
             ..Options::default()
         };
-        run(&linear, 0.05, &attack, &untargeted(&linear), &options, ids)
+        black_of(&linear, 0.05, &attack, &untargeted(&linear), &options, ids)
     };
     let together = of(&[0, 1, 2, 3], 1000, None);
     assert!(together.iter().any(|f| f.success));
@@ -189,7 +136,7 @@ fn the_class_is_all_it_sees() {
         iterations: 10,
         ..HopSkipJump::published(Norm::Linf)
     };
-    let of = |l: &Linear| run(l, 0.0, &attack, &untargeted(l), &options(), &[0, 1, 2]);
+    let of = |l: &Linear| black_of(l, 0.0, &attack, &untargeted(l), &many_rows(), &[0, 1, 2]);
     assert_eq!(of(&linear), of(&scaled));
 }
 

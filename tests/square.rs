@@ -1,9 +1,8 @@
 //! Square attack and the control of random noise.
 
-#[path = "common/attacks.rs"]
-mod attacks;
+mod common;
 
-use attacks::{black, distances, halfway};
+use common::attacks::{black, distances, halfway};
 use noiseforge::Shape;
 use noiseforge::attacks::random_noise::RandomNoise;
 use noiseforge::attacks::square::Square;

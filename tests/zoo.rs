@@ -1,56 +1,23 @@
 //! ZOO against exact answers on linear models.
 
+mod common;
+
 use std::sync::Mutex;
 
+use common::attacks::{black_of, many_rows, ratios, untargeted};
 use noiseforge::attacks::zoo::{Draws, Grid, Solver, Space, Zoo};
 use noiseforge::attacks::{
     BlackBoxAttack, Criterion, Found, Norm, Options, Targets, attack_black_box,
 };
 use noiseforge::ensemble::{Classifier, Ensemble};
-use noiseforge::models::Model;
 use noiseforge::ops::noise::{Purpose, Rows};
 use noiseforge::selftest::linear::{Case, Linear};
 use noiseforge::tensor::Device;
 use noiseforge::{Result, Shape, Tensor};
 
-fn run_ids(
-    model: &mut Model,
-    linear: &Linear,
-    ids: &[u32],
-    criterion: &Criterion,
-    attack: &dyn BlackBoxAttack,
-    options: &Options,
-) -> Result<Vec<Found>> {
-    let indices: Vec<usize> = ids.iter().map(|&i| i as usize).collect();
-    let x = linear.images.gather_rows(&indices)?;
-    let criterion = criterion.select(&indices);
-    let targets = Targets {
-        x: &x,
-        ids,
-        criterion: &criterion,
-    };
-    let mut net = Ensemble::new(model, 7, Purpose::Attack, options.passes)?;
-    attack_black_box(&mut net, targets, attack, options, &mut |_| Ok(()))
-}
-
 fn run(linear: &Linear, sigma: f32, attack: &Zoo, options: &Options) -> Vec<Found> {
-    let mut model = linear.model(sigma).unwrap();
     let ids: Vec<u32> = (0..linear.labels.len() as u32).collect();
-    let criterion = untargeted(linear);
-    run_ids(&mut model, linear, &ids, &criterion, attack, options).unwrap()
-}
-
-fn untargeted(linear: &Linear) -> Criterion {
-    Criterion::Untargeted {
-        labels: linear.labels.clone(),
-    }
-}
-
-fn options() -> Options {
-    Options {
-        rows: 1024,
-        ..Options::default()
-    }
+    black_of(linear, sigma, attack, &untargeted(linear), options, &ids)
 }
 
 /// For images of 48 values: 600 iterations of all of them for each of 9 constants.
@@ -68,17 +35,6 @@ fn thorough(solver: Solver, space: Space) -> Zoo {
     }
 }
 
-fn ratios(linear: &Linear, found: &[Found]) -> Vec<f64> {
-    let ratio = |(i, f): (usize, &Found)| {
-        assert!(f.success, "image {i}");
-        f.l2 / linear.distance(i, Norm::L2)
-    };
-    let mut ratios: Vec<f64> = found.iter().enumerate().map(ratio).collect();
-    ratios.sort_by(f64::total_cmp);
-    assert!(ratios[0] > 1.0 - 1e-5, "{ratios:?}");
-    ratios
-}
-
 #[test]
 fn within_a_twentieth_of_the_smallest_distance() {
     for (case, space) in [
@@ -91,8 +47,9 @@ fn within_a_twentieth_of_the_smallest_distance() {
             // Of more classes the nearest in score need not be the nearest in distance, and the descent
             // may end at its boundary: with three, one image of five ends at 1.078 and four at 1.0001.
             let linear = Linear::sized(case, Shape::new(5, 4, 4, 3), 2, 3);
-            let found = run(&linear, 0.0, &thorough(solver, space), &options());
-            let ratios = ratios(&linear, &found);
+            let found = run(&linear, 0.0, &thorough(solver, space), &many_rows());
+            let ratios = ratios(&linear, &found, Norm::L2);
+            assert!(ratios[0] > 1.0 - 1e-5, "{ratios:?}");
             eprintln!("{case:?} {space:?} {solver:?} {ratios:.4?}");
             assert!(ratios[4] < 1.05, "{case:?} {space:?} {solver:?} {ratios:?}");
         }
@@ -103,7 +60,7 @@ fn within_a_twentieth_of_the_smallest_distance() {
 fn every_image_is_attacked_and_pixels_fall_as_well_as_rise() {
     let linear = Linear::sized(Case::Interior, Shape::new(7, 4, 4, 3), 3, 4);
     let zoo = thorough(Solver::Adam, Space::Clipped);
-    for (i, f) in run(&linear, 0.0, &zoo, &options()).iter().enumerate() {
+    for (i, f) in run(&linear, 0.0, &zoo, &many_rows()).iter().enumerate() {
         assert!(f.success);
         let changes = f.pixels.iter().zip(linear.image(i)).map(|(a, b)| a - b);
         let (rises, falls): (Vec<f32>, Vec<f32>) = changes.partition(|&d| d > 0.0);
@@ -129,7 +86,7 @@ fn queries_are_the_closed_form() {
             early_stop: 0,
             ..Zoo::published()
         };
-        for f in run(&linear, 0.0, &zoo, &options()) {
+        for f in run(&linear, 0.0, &zoo, &many_rows()) {
             // one look at the image, then the iterate and two probes of each coordinate
             let expected = 1 + 2 * 7 * (2 * 128 + 1) * u64::from(averages);
             assert_eq!((f.counts.forward, f.counts.backward), (expected, 0));
@@ -138,7 +95,7 @@ fn queries_are_the_closed_form() {
         }
         let short = Options {
             budget: Some(1000),
-            ..options()
+            ..many_rows()
         };
         for f in run(&linear, 0.0, &zoo, &short) {
             let step = 257 * u64::from(averages);
@@ -157,7 +114,7 @@ fn queries_are_the_closed_form() {
     alike.weights = vec![vec![0.0; 192]; 3];
     alike.biases = vec![1.0, 0.0, 0.0];
     alike.labels = vec![0; 3];
-    for f in run(&alike, 0.0, &stuck, &options()) {
+    for f in run(&alike, 0.0, &stuck, &many_rows()) {
         assert_eq!(f.counts.forward, 1 + 3 * 257);
     }
 }
@@ -205,7 +162,7 @@ fn asked(linear: &Linear, sigma: f32, zoo: &Zoo) -> Vec<(Vec<f32>, u32)> {
         ids: &[0],
         criterion: &criterion,
     };
-    attack_black_box(&mut net, targets, zoo, &options(), &mut |_| Ok(())).unwrap();
+    attack_black_box(&mut net, targets, zoo, &many_rows(), &mut |_| Ok(())).unwrap();
     asked.into_inner().unwrap()
 }
 
@@ -314,7 +271,7 @@ fn noise_hides_a_linear_model_from_independent_draws_alone() {
     let linear = Linear::sized(Case::Interior, Shape::new(6, 4, 4, 3), 2, 3);
     let confirmed = Options {
         confirmations: 51,
-        ..options()
+        ..many_rows()
     };
     let zoo = Zoo {
         draws: Draws::Common,
@@ -348,7 +305,6 @@ fn noise_hides_a_linear_model_from_independent_draws_alone() {
 #[test]
 fn no_result_depends_on_the_batch_or_the_order() {
     let linear = Linear::sized(Case::Interior, Shape::new(5, 6, 6, 3), 3, 3);
-    let mut model = linear.model(0.05).unwrap();
     let zoo = Zoo {
         iterations: 60,
         c: 10.0,
@@ -359,13 +315,13 @@ fn no_result_depends_on_the_batch_or_the_order() {
         ..Zoo::published()
     };
     let criterion = untargeted(&linear);
-    let mut of = |ids: &[u32], rows| {
+    let of = |ids: &[u32], rows| {
         let options = Options {
             rows,
             confirmations: 3,
             ..Options::default()
         };
-        run_ids(&mut model, &linear, ids, &criterion, &zoo, &options).unwrap()
+        black_of(&linear, 0.05, &zoo, &criterion, &options, ids)
     };
     let together = of(&[0, 1, 2, 3, 4], 2000);
     assert!(together.iter().any(|f| f.success));
@@ -379,18 +335,17 @@ fn no_result_depends_on_the_batch_or_the_order() {
 #[test]
 fn targets_and_images_misclassified_already() {
     let linear = Linear::sized(Case::Interior, Shape::new(3, 4, 4, 3), 3, 3);
-    let mut model = linear.model(0.0).unwrap();
     let zoo = thorough(Solver::Adam, Space::Tanh);
     let targets: Vec<u32> = linear.labels.iter().map(|l| (l + 1) % 3).collect();
     let targeted = Criterion::Targeted {
         targets: targets.clone(),
     };
-    let found = run_ids(&mut model, &linear, &[0, 1, 2], &targeted, &zoo, &options()).unwrap();
+    let found = black_of(&linear, 0.0, &zoo, &targeted, &many_rows(), &[0, 1, 2]);
     for (i, f) in found.iter().enumerate() {
         assert!(f.success && f.l2 >= linear.distance(i, Norm::L2) * (1.0 - 1e-5));
     }
     let wrong = Criterion::Untargeted { labels: targets };
-    let found = run_ids(&mut model, &linear, &[0, 1, 2], &wrong, &zoo, &options()).unwrap();
+    let found = black_of(&linear, 0.0, &zoo, &wrong, &many_rows(), &[0, 1, 2]);
     for f in found {
         assert!(f.success && f.l2 == 0.0 && f.counts.forward == 1);
     }
@@ -404,7 +359,7 @@ fn a_coarser_grid_perturbs_in_blocks() {
         ..thorough(Solver::Adam, Space::Clipped)
     };
     // One value a channel: all pixels of a channel change alike.
-    for (i, f) in run(&linear, 0.0, &zoo, &options()).iter().enumerate() {
+    for (i, f) in run(&linear, 0.0, &zoo, &many_rows()).iter().enumerate() {
         assert!(f.success && f.counts.forward == 1 + 9 * 600 * 7);
         let d: Vec<f32> = f
             .pixels

@@ -1,7 +1,5 @@
 //! Attacks on linear models, whose exact answers are known.
-#![allow(dead_code)]
 
-use noiseforge::Result;
 use noiseforge::attacks::{
     BlackBoxAttack, Criterion, Found, Norm, Options, Targets, WhiteBoxAttack, attack_black_box,
     attack_white_box,
@@ -10,12 +8,89 @@ use noiseforge::ensemble::Ensemble;
 use noiseforge::models::Model;
 use noiseforge::ops::noise::Purpose;
 use noiseforge::selftest::linear::Linear;
+use noiseforge::{Result, Tensor};
 
 /// The linear classifier's own labels, away from which an attack goes.
 pub fn untargeted(linear: &Linear) -> Criterion {
     Criterion::Untargeted {
         labels: linear.labels.clone(),
     }
+}
+
+/// The images `ids` of a linear problem, and their goals.
+fn select(linear: &Linear, criterion: &Criterion, ids: &[u32]) -> (Tensor, Criterion) {
+    let indices: Vec<usize> = ids.iter().map(|&i| i as usize).collect();
+    let x = linear.images.gather_rows(&indices).unwrap();
+    (x, criterion.select(&indices))
+}
+
+/// Attacks the images `ids` of a linear problem with this noise on the image.
+pub fn white_of(
+    linear: &Linear,
+    sigma: f32,
+    attack: &dyn WhiteBoxAttack,
+    criterion: &Criterion,
+    options: &Options,
+    ids: &[u32],
+) -> Vec<Found> {
+    let mut model = linear.model(sigma).unwrap();
+    let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, options.passes).unwrap();
+    let (x, criterion) = select(linear, criterion, ids);
+    let targets = Targets {
+        x: &x,
+        ids,
+        criterion: &criterion,
+    };
+    attack_white_box(&mut net, targets, attack, options, &mut |_| Ok(())).unwrap()
+}
+
+/// [`white_of`] with scores alone.
+pub fn black_of(
+    linear: &Linear,
+    sigma: f32,
+    attack: &dyn BlackBoxAttack,
+    criterion: &Criterion,
+    options: &Options,
+    ids: &[u32],
+) -> Vec<Found> {
+    let mut model = linear.model(sigma).unwrap();
+    let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, options.passes).unwrap();
+    let (x, criterion) = select(linear, criterion, ids);
+    let targets = Targets {
+        x: &x,
+        ids,
+        criterion: &criterion,
+    };
+    attack_black_box(&mut net, targets, attack, options, &mut |_| Ok(())).unwrap()
+}
+
+/// Many rows at once, for attacks that ask for many.
+pub fn many_rows() -> Options {
+    Options {
+        rows: 1024,
+        ..Options::default()
+    }
+}
+
+/// Found distances over the exact ones, ascending. Panics for a failure.
+pub fn ratios(linear: &Linear, found: &[Found], norm: Norm) -> Vec<f64> {
+    let ratio = |(i, f): (usize, &Found)| {
+        assert!(f.success, "image {i}");
+        let distance = match norm {
+            Norm::L2 => f.l2,
+            Norm::Linf => f.linf,
+        };
+        distance / linear.distance(i, norm)
+    };
+    let mut ratios: Vec<f64> = found.iter().enumerate().map(ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios
+}
+
+/// Smallest, median and largest of [`ratios`].
+pub fn three_ratios(linear: &Linear, found: &[Found], norm: Norm) -> [f64; 3] {
+    let all = ratios(linear, found, norm);
+    [all[0], all[all.len() / 2], all[all.len() - 1]]
 }
 
 pub fn white(

@@ -1,6 +1,4 @@
 //! The program run as a command.
-// Each test program uses its share.
-#![allow(dead_code)]
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

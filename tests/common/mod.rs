@@ -2,6 +2,7 @@
 // Each test program uses its share.
 #![allow(dead_code)]
 
+pub mod attacks;
 pub mod command;
 
 /// Values in [-1, 1) without pattern, exact in f32: a linear congruential generator's upper bits.
