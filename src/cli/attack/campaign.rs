@@ -15,7 +15,7 @@ use noiseforge::models::Model;
 use noiseforge::nn::Mode;
 use noiseforge::ops::noise::Purpose;
 use noiseforge::tensor::Tensor;
-use noiseforge::verdict::{ImageReport, Jury, Report, Verdicts};
+use noiseforge::verdict::{ImageReport, Jury, Verdicts};
 use serde_json::{Map, Value, json};
 
 use super::partial::{self, Partial};
@@ -28,16 +28,13 @@ pub const EOT: usize = 20;
 /// Verdicts on fresh draws that a success has to pass in a random network, unless said otherwise.
 const CONFIRMATIONS: u32 = 5;
 
-/// Verdicts on each image of a random network, unless said otherwise.
-const VERDICTS: usize = 10;
-
 /// Rows in one pass of the network, unless said otherwise.
 const ROWS_ON_CPU: usize = 128;
 const ROWS_ON_GPU: usize = 4096;
 
 /// Over what the draws of a gradient are averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EotAverage {
+pub enum EotAverage {
     /// The objective of the mean probabilities
     Probabilities,
     /// The objective of the mean logits
@@ -89,15 +86,8 @@ pub struct RunArgs {
     /// Forward passes allowed for each image: the attack ends before it would take more
     #[arg(long, value_name = "N", value_parser = positive)]
     max_queries: Option<usize>,
-    /// How the draws of a verdict are put together: probabilities, logits or votes
-    #[arg(long, default_value = "probabilities", value_parser = rule)]
-    rule: Average,
-    /// Draws of a verdict; 1 where nothing is random
-    #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
-    ensemble: usize,
-    /// Verdicts on each image, each on draws of its own [default: 1 where nothing is random, else 10]
-    #[arg(long, value_name = "N", value_parser = positive)]
-    verdicts: Option<usize>,
+    #[command(flatten)]
+    jury: JuryArgs,
     /// Rows (images times draws) in one pass of the network; does not change the result, but with
     /// --batch-norm train [default: 128, on a GPU 4096]
     #[arg(long, value_name = "ROWS", value_parser = positive)]
@@ -106,16 +96,42 @@ pub struct RunArgs {
     place: PlaceArgs,
 }
 
+/// How images are judged.
+#[derive(Debug, Args)]
+pub struct JuryArgs {
+    /// How the draws of a verdict are put together: probabilities, logits or votes
+    #[arg(long, default_value = "probabilities", value_parser = rule)]
+    rule: Average,
+    /// Draws of a verdict; 1 where nothing is random
+    #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
+    ensemble: usize,
+    /// Verdicts on each image, each on draws of its own; 1 where nothing is random
+    #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
+    verdicts: usize,
+}
+
 fn rule(text: &str) -> Result<Average, String> {
     text.parse()
         .map_err(|_| "expected probabilities, logits or votes".to_string())
+}
+
+impl JuryArgs {
+    /// The jury for a network.
+    pub fn jury(&self, seed: u64, model: &Model) -> Jury {
+        Jury {
+            seed,
+            rule: self.rule,
+            draws: common::useful_draws(model, self.ensemble),
+            verdicts: common::useful_draws(model, self.verdicts),
+        }
+    }
 }
 
 /// What an attack uses where the command line does not say.
 pub struct Settings {
     /// Draws in a random network.
     pub eot: usize,
-    pub average: Average,
+    pub average: EotAverage,
     pub mode: Mode,
 }
 
@@ -123,7 +139,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             eot: EOT,
-            average: Average::Probabilities,
+            average: EotAverage::Probabilities,
             mode: Mode::Eval,
         }
     }
@@ -135,6 +151,22 @@ pub struct Victims {
     /// Their indices in the data set.
     pub ids: Vec<u32>,
     pub criterion: Criterion,
+}
+
+impl Victims {
+    /// The report's rows: what an attack found, and the verdicts on original and found images.
+    pub fn rows(
+        &self,
+        found: &[Found],
+        clean: &[Verdicts],
+        verdicts: &[Verdicts],
+    ) -> Vec<ImageReport> {
+        let row = |i: usize| {
+            let (label, goal) = (self.data.labels()[i], self.criterion.goal(i));
+            ImageReport::new(self.ids[i], label, goal, &found[i], &clean[i], &verdicts[i])
+        };
+        (0..found.len()).map(row).collect()
+    }
 }
 
 /// The attack's draws.
@@ -195,37 +227,16 @@ impl RunArgs {
         Ok(images.map(<[f32]>::to_vec).collect())
     }
 
-    fn jury(&self, model: &Model) -> Jury {
-        let random = common::is_random(model);
-        Jury {
-            seed: self.weights.seed,
-            rule: self.rule,
-            draws: common::useful_draws(model, self.ensemble),
-            verdicts: if random {
-                self.verdicts.unwrap_or(VERDICTS)
-            } else {
-                1
-            },
-        }
-    }
-
     fn draws(&self, model: &Model, settings: &Settings) -> Draws {
-        let random = common::is_random(model);
-        let eot = match random {
-            true => self.eot.unwrap_or(settings.eot),
-            false => 1,
-        };
+        let eot = common::useful_draws(model, self.eot.unwrap_or(settings.eot));
         let rows = match model.device().gpu() {
             Some(_) => ROWS_ON_GPU,
             None => ROWS_ON_CPU,
         };
         Draws {
             eot,
-            average: self.eot_average.unwrap_or(match settings.average {
-                Average::Logits => EotAverage::Logits,
-                _ => EotAverage::Probabilities,
-            }),
-            confirmations: match random {
+            average: self.eot_average.unwrap_or(settings.average),
+            confirmations: match common::is_random(model) {
                 true => self.confirmations.unwrap_or(CONFIRMATIONS),
                 false => 0,
             },
@@ -238,15 +249,15 @@ impl RunArgs {
         let victims = self.victims()?;
         let classes = victims.data.classes().len();
         for job in jobs {
-            job.check(classes)?;
+            job.method.check(classes)?;
         }
         let mut model = self.weights.load(&victims.data)?;
         self.place.place(&mut model)?;
         common::prepare_folder(&self.out)?;
         common::stop_on_ctrl_c()?;
-        let jury = self.jury(&model);
+        let jury = self.jury.jury(self.weights.seed, &model);
         let draws = self.draws(&model, &settings);
-        let clean = judge(&jury, &mut model, &victims.data, &victims.ids, "judging")?;
+        let clean = judge(&jury, &mut model, &victims.data, &victims.ids)?;
         let mut reports = Vec::new();
         for job in jobs {
             let asked = self.asked(job, &model, &victims, &jury, &draws);
@@ -254,10 +265,10 @@ impl RunArgs {
             let found = self.attack(job, &mut model, &victims, &draws, &settings, &asked)?;
             let attacked = started.elapsed().as_secs_f64();
             let adversarial = found_images(&found, victims.data.image_shape())?;
-            let verdicts = judge_adversarial(&jury, &mut model, &victims, &adversarial, "judging")?;
-            let report = full_report(
-                job, &asked, &jury, &victims, &found, &clean, &verdicts, &model,
-            );
+            let verdicts = judge_adversarial(&jury, &mut model, &victims, &adversarial)?;
+            let images = victims.rows(&found, &clean, &verdicts);
+            let name = job.method.name();
+            let report = report::make(name, asked, &jury, job.eps, images, &model);
             report::write(&job.folder, &adversarial, &report)?;
             let seconds = started.elapsed().as_secs_f64();
             let timing = json!({
@@ -398,18 +409,15 @@ impl RunArgs {
     }
 }
 
-impl Job {
-    fn check(&self, classes: usize) -> Result<()> {
-        match &self.method {
-            Method::Cw(attack) => attack.check(classes)?,
-            Method::White(attack) => attack.check(classes)?,
-            Method::Black(attack) => attack.check(classes)?,
-        }
-        Ok(())
-    }
-}
-
 impl Method {
+    fn check(&self, classes: usize) -> noiseforge::Result<()> {
+        match self {
+            Method::Cw(attack) => attack.check(classes),
+            Method::White(attack) => attack.check(classes),
+            Method::Black(attack) => attack.check(classes),
+        }
+    }
+
     fn attack(
         &self,
         net: &mut Ensemble<'_>,
@@ -431,9 +439,8 @@ pub fn judge(
     model: &mut Model,
     images: &Dataset,
     ids: &[u32],
-    what: &str,
 ) -> Result<Vec<Verdicts>> {
-    let bar = common::bar((ids.len() * jury.verdicts) as u64, what);
+    let bar = common::bar((ids.len() * jury.verdicts) as u64, "judging");
     let verdicts = jury.judge(model, images, ids, &mut |done| {
         bar.set_position(done as u64);
         common::check_stop()
@@ -448,40 +455,10 @@ pub fn judge_adversarial(
     model: &mut Model,
     victims: &Victims,
     adversarial: &Tensor,
-    what: &str,
 ) -> Result<Vec<Verdicts>> {
     let labels = victims.data.labels().to_vec();
     let classes = victims.data.classes().to_vec();
     let images = Dataset::from_tensor(adversarial, labels, classes)
         .context("the attack left the box [0, 1]")?;
-    judge(jury, model, &images, &victims.ids, what)
-}
-
-#[allow(clippy::too_many_arguments)]
-fn full_report(
-    job: &Job,
-    asked: &Map<String, Value>,
-    jury: &Jury,
-    victims: &Victims,
-    found: &[Found],
-    clean: &[Verdicts],
-    verdicts: &[Verdicts],
-    model: &Model,
-) -> Report {
-    let labels = victims.data.labels();
-    let images: Vec<ImageReport> = (0..found.len())
-        .map(|i| {
-            let goal = victims.criterion.goal(i);
-            let id = victims.ids[i];
-            ImageReport::new(id, labels[i], goal, &found[i], &clean[i], &verdicts[i])
-        })
-        .collect();
-    report::make(
-        job.method.name(),
-        asked.clone(),
-        jury,
-        job.eps,
-        images,
-        model,
-    )
+    judge(jury, model, &images, &victims.ids)
 }

@@ -3,11 +3,10 @@
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use noiseforge::attacks::carlini_wagner::{CarliniWagner, First, Protocol};
-use noiseforge::ensemble::Average;
 use noiseforge::nn::Mode;
 use serde_json::json;
 
-use super::campaign::{EOT, RunArgs, Settings};
+use super::campaign::{EOT, EotAverage, RunArgs, Settings};
 use super::{FILES, Job, Method, object};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -149,7 +148,7 @@ impl CwArgs {
         };
         let settings = Settings {
             eot,
-            average: Average::Logits,
+            average: EotAverage::Logits,
             mode,
         };
         self.run.run(&jobs.collect::<Vec<_>>(), settings, json)

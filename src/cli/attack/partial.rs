@@ -109,8 +109,7 @@ fn read(line: &[u8]) -> Option<(usize, Found)> {
     let line: Line = serde_json::from_slice(line).ok()?;
     let bytes = STANDARD.decode(&line.pixels).ok()?;
     let found = Found {
-        pixels: bytemuck::try_cast_slice::<u8, f32>(&bytes)
-            .map_or_else(|_| bytemuck::pod_collect_to_vec(&bytes), <[f32]>::to_vec),
+        pixels: bytemuck::pod_collect_to_vec(&bytes),
         success: line.success,
         l2: line.l2,
         linf: line.linf,

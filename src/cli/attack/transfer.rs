@@ -4,17 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use noiseforge::attacks::{Counts, Criterion, Found, Norm};
+use noiseforge::attacks::{Counts, Criterion, Found};
 use noiseforge::data::{Spec, Split};
-use noiseforge::ensemble::Average;
 use noiseforge::io::npy;
 use noiseforge::tensor::{Shape, Tensor};
-use noiseforge::verdict::{ImageReport, Jury, Report};
+use noiseforge::verdict::Report;
 use serde_json::json;
 
-use super::campaign::{self, Victims};
+use super::campaign::{self, JuryArgs, Victims};
 use super::{object, report};
-use crate::cli::common::{self, PlaceArgs, WeightsArgs, positive, say};
+use crate::cli::common::{self, PlaceArgs, WeightsArgs, say};
 
 #[derive(Debug, Args)]
 #[command(
@@ -37,15 +36,8 @@ pub struct TransferArgs {
     /// Folder for the results
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// How the draws of a verdict are put together: probabilities, logits or votes
-    #[arg(long, default_value = "probabilities")]
-    rule: Average,
-    /// Draws of a verdict; 1 where nothing is random
-    #[arg(long, value_name = "N", default_value = "10", value_parser = positive)]
-    ensemble: usize,
-    /// Verdicts on each image [default: 1 where nothing is random, else 10]
-    #[arg(long, value_name = "N", value_parser = positive)]
-    verdicts: Option<usize>,
+    #[command(flatten)]
+    jury: JuryArgs,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -137,13 +129,6 @@ impl Saved {
     }
 }
 
-/// The images of row `i` in both.
-pub fn pair<'a>(a: &'a Tensor, b: &'a Tensor, i: usize) -> (&'a [f32], &'a [f32]) {
-    let len = a.shape().row_len();
-    let row = |t: &'a Tensor| &t.data::<f32>()[i * len..][..len];
-    (row(a), row(b))
-}
-
 impl TransferArgs {
     pub fn run(&self, json: bool) -> Result<()> {
         let saved = Saved::read(&self.from, self.data.as_ref())?;
@@ -152,41 +137,26 @@ impl TransferArgs {
         self.place.place(&mut model)?;
         common::prepare_folder(&self.out)?;
         common::stop_on_ctrl_c()?;
-        let random = common::is_random(&model);
-        let jury = Jury {
-            seed: self.weights.seed,
-            rule: self.rule,
-            draws: common::useful_draws(&model, self.ensemble),
-            verdicts: if random {
-                self.verdicts.unwrap_or(10)
-            } else {
-                1
-            },
-        };
-        let clean = campaign::judge(&jury, &mut model, &victims.data, &victims.ids, "judging")?;
+        let jury = self.jury.jury(self.weights.seed, &model);
+        let clean = campaign::judge(&jury, &mut model, &victims.data, &victims.ids)?;
         let adversarial = &saved.adversarial;
-        let verdicts =
-            campaign::judge_adversarial(&jury, &mut model, victims, adversarial, "judging")?;
+        let verdicts = campaign::judge_adversarial(&jury, &mut model, victims, adversarial)?;
         let originals = saved.originals()?;
-        let images: Vec<ImageReport> = (0..clean.len())
-            .map(|i| {
-                let (x, adv) = pair(&originals, adversarial, i);
-                let found = Found {
-                    pixels: Vec::new(),
-                    success: saved.report.images[i].attack_success,
-                    l2: Norm::L2.distance(adv, x),
-                    linf: Norm::Linf.distance(adv, x),
-                    c: saved.report.images[i].c,
-                    counts: Counts::default(),
+        let found: Vec<Found> = saved
+            .report
+            .images
+            .iter()
+            .enumerate()
+            .map(|(i, row)| {
+                let (x, adv): (&[f32], &[f32]) = (originals.row(i), adversarial.row(i));
+                Found {
+                    c: row.c,
                     forward_at_success: None,
-                    out_of_queries: false,
-                    broken_by: None,
-                };
-                let label = victims.data.labels()[i];
-                let goal = victims.criterion.goal(i);
-                ImageReport::new(victims.ids[i], label, goal, &found, &clean[i], &verdicts[i])
+                    ..Found::new(x, adv.to_vec(), row.attack_success, Counts::default())
+                }
             })
             .collect();
+        let images = victims.rows(&found, &clean, &verdicts);
         let parameters = object(json!({
             "from": self.from.display().to_string(),
             "from_attack": saved.report.attack,

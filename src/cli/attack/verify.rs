@@ -10,7 +10,7 @@ use noiseforge::models::Model;
 use serde_json::{Value, json};
 
 use super::campaign;
-use super::transfer::{Saved, pair};
+use super::transfer::Saved;
 use crate::cli::common::{self, DeviceArg, percent, say};
 
 #[derive(Debug, Args)]
@@ -56,14 +56,14 @@ pub fn run(args: &VerifyArgs, json: bool) -> Result<()> {
     model.to(&device, dtype.unwrap_or("f32").parse()?)?;
     common::stop_on_ctrl_c()?;
     let victims = &saved.victims;
-    let clean = campaign::judge(&jury, &mut model, &victims.data, &victims.ids, "judging")?;
+    let clean = campaign::judge(&jury, &mut model, &victims.data, &victims.ids)?;
     let adversarial = &saved.adversarial;
-    let verdicts = campaign::judge_adversarial(&jury, &mut model, victims, adversarial, "judging")?;
+    let verdicts = campaign::judge_adversarial(&jury, &mut model, victims, adversarial)?;
 
     let originals = saved.originals()?;
     let mut differ = Vec::new();
     for (i, row) in report.images.iter().enumerate() {
-        let (x, adv) = pair(&originals, adversarial, i);
+        let (x, adv): (&[f32], &[f32]) = (originals.row(i), adversarial.row(i));
         let found = json!({
             "l2": Norm::L2.distance(adv, x),
             "linf": Norm::Linf.distance(adv, x),
