@@ -10,8 +10,18 @@ use crate::error::Result;
 use crate::ops::noise::{Row, Rows};
 use crate::tensor::{Device, Shape, Tensor};
 
-type OfClassifier = fn(&mut Evaluation<'_>) -> Result<Finding>;
-type OfAttack = fn(&mut Evaluation<'_>, &[Found]) -> Result<Finding>;
+type OfClassifier = fn(&mut Evaluation<'_>, &Seen) -> Result<Finding>;
+type OfAttack = fn(&mut Evaluation<'_>, &Seen, &[Found]) -> Result<Finding>;
+
+/// What several checks look at.
+pub(super) struct Seen {
+    /// Each image's scores under draw 0.
+    scores: Vec<Vec<f32>>,
+    /// Whether another draw gives others.
+    random: bool,
+    /// Gradient of each image's cross-entropy under draw 0, on the CPU.
+    gradients: Tensor,
+}
 
 pub(super) const OF_THE_CLASSIFIER: [OfClassifier; 5] = [
     scores_are_not_probabilities,
@@ -65,19 +75,13 @@ impl Evaluation<'_> {
         Ok(rows.map(<[f32]>::to_vec).collect())
     }
 
-    fn is_random(&mut self) -> Result<bool> {
-        let x = self.x.clone();
-        let (a, b) = (self.rows(0), self.rows(1));
-        Ok(self.scores(&x, &a)? != self.scores(&x, &b)?)
-    }
-
-    /// Value and gradient of each image's cross-entropy under draw 0.
-    fn slopes(&mut self) -> Result<(Vec<f64>, Tensor)> {
-        let x = self.x.to(&self.net.device())?;
-        let (rows, labels) = (self.rows(0), self.labels);
-        let device = self.net.device();
-        let mut values = Vec::new();
-        let (_, dx) = self.net.input_grad(&x, &rows, &mut |z| {
+    pub(super) fn look(&mut self) -> Result<Seen> {
+        let x = self.x;
+        let (zero, one) = (self.rows(0), self.rows(1));
+        let scores = self.scores(x, &zero)?;
+        let random = scores != self.scores(x, &one)?;
+        let (device, labels) = (self.net.device(), self.labels);
+        let (_, gradients) = self.net.input_grad(&x.to(&device)?, &zero, &mut |z| {
             let z = z.to_cpu()?;
             let mut gradient = vec![0f32; z.shape().len()];
             let classes = z.shape().c;
@@ -86,11 +90,15 @@ impl Evaluation<'_> {
                 .chunks(classes)
                 .zip(gradient.chunks_mut(classes));
             for ((z, g), &label) in of_rows.zip(labels) {
-                values.push(Objective::cross_entropy(Goal::Away(label)).evaluate(z, g));
+                Objective::cross_entropy(Goal::Away(label)).evaluate(z, g);
             }
             Tensor::from_vec(z.shape(), gradient)?.to(&device)
         })?;
-        Ok((values, dx.to_cpu()?))
+        Ok(Seen {
+            scores,
+            random,
+            gradients: gradients.to_cpu()?,
+        })
     }
 
     /// Each image's cross-entropy under draw 0.
@@ -112,11 +120,6 @@ impl Evaluation<'_> {
     }
 }
 
-fn row(x: &Tensor, i: usize) -> &[f32] {
-    let len = x.shape().row_len();
-    &x.data::<f32>()[i * len..][..len]
-}
-
 fn successes(found: &[Found]) -> usize {
     found.iter().filter(|f| f.success).count()
 }
@@ -126,9 +129,8 @@ fn percent(part: usize, of: usize) -> String {
 }
 
 /// Losses are functions of logits: of probabilities, squeezed once more, their gradients vanish.
-fn scores_are_not_probabilities(e: &mut Evaluation<'_>) -> Result<Finding> {
-    let (x, rows) = (e.x.clone(), e.rows(0));
-    let scores = e.scores(&x, &rows)?;
+fn scores_are_not_probabilities(_: &mut Evaluation<'_>, seen: &Seen) -> Result<Finding> {
+    let scores = &seen.scores;
     let is = |z: &Vec<f32>| {
         z.iter().all(|&v| (0.0..=1.0).contains(&v)) && (z.iter().sum::<f32>() - 1.0).abs() < 1e-3
     };
@@ -143,14 +145,13 @@ fn scores_are_not_probabilities(e: &mut Evaluation<'_>) -> Result<Finding> {
 }
 
 /// Batch norm with the batch's statistics, or anything else that lets images see each other.
-fn rows_are_independent(e: &mut Evaluation<'_>) -> Result<Finding> {
-    let (x, rows) = (e.x.clone(), e.rows(0));
-    let together = e.scores(&x, &rows)?;
+fn rows_are_independent(e: &mut Evaluation<'_>, seen: &Seen) -> Result<Finding> {
+    let x = e.x;
     let mut bad = Vec::new();
     for (i, &id) in e.ids.iter().enumerate().take(8) {
         let alone = e.scores(&x.gather_rows(&[i])?, &[Row { id, draw: 0 }].into())?;
         let differs = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-4 * (1.0 + a.abs());
-        if alone[0].iter().zip(&together[i]).any(differs) {
+        if alone[0].iter().zip(&seen.scores[i]).any(differs) {
             bad.push(id);
         }
     }
@@ -165,9 +166,10 @@ fn rows_are_independent(e: &mut Evaluation<'_>) -> Result<Finding> {
 }
 
 /// Without a gradient, an attack by gradients stands still.
-fn gradients_are_there(e: &mut Evaluation<'_>) -> Result<Finding> {
-    let (_, dx) = e.slopes()?;
-    let length = |i: usize| Norm::L2.distance(row(&dx, i), &vec![0.0; dx.shape().row_len()]);
+fn gradients_are_there(e: &mut Evaluation<'_>, seen: &Seen) -> Result<Finding> {
+    let dx = &seen.gradients;
+    let zero = vec![0.0; dx.shape().row_len()];
+    let length = |i: usize| Norm::L2.distance(dx.row(i), &zero);
     let lengths: Vec<f64> = (0..e.ids.len()).map(length).collect();
     let bad: Vec<u32> = (0..lengths.len())
         .filter(|&i| !lengths[i].is_finite() || lengths[i] < 1e-9)
@@ -184,8 +186,8 @@ fn gradients_are_there(e: &mut Evaluation<'_>) -> Result<Finding> {
 
 /// Against differences of the loss under the same draw, along the gradient: a gradient of something else
 /// (of other draws, of no noise, of a smoothed network) promises a rise that does not come.
-fn gradients_are_right(e: &mut Evaluation<'_>) -> Result<Finding> {
-    let (_, dx) = e.slopes()?;
+fn gradients_are_right(e: &mut Evaluation<'_>, seen: &Seen) -> Result<Finding> {
+    let dx = &seen.gradients;
     let n = e.ids.len();
     let len = dx.shape().row_len();
     let zero = vec![0.0; len];
@@ -194,8 +196,8 @@ fn gradients_are_right(e: &mut Evaluation<'_>) -> Result<Finding> {
     let mut up = Vec::with_capacity(n * len);
     let mut down = Vec::with_capacity(n * len);
     for i in 0..n {
-        let direction = Norm::L2.steepest(row(&dx, i));
-        for (x, d) in row(e.x, i).iter().zip(direction) {
+        let direction = Norm::L2.steepest(dx.row(i));
+        for (x, d) in e.x.row::<f32>(i).iter().zip(direction) {
             up.push(x + step * d);
             down.push(x - step * d);
         }
@@ -206,7 +208,7 @@ fn gradients_are_right(e: &mut Evaluation<'_>) -> Result<Finding> {
     let mut bad = Vec::new();
     let mut worst = 0f64;
     for i in 0..n {
-        let promised = Norm::L2.distance(row(&dx, i), &zero);
+        let promised = Norm::L2.distance(dx.row(i), &zero);
         let rise = (up[i] - down[i]) / (2.0 * f64::from(step));
         if promised > 1e-6 {
             let error = (rise / promised - 1.0).abs();
@@ -225,9 +227,9 @@ fn gradients_are_right(e: &mut Evaluation<'_>) -> Result<Finding> {
 }
 
 /// A random network that is judged by one draw is robust, or not, by luck.
-fn randomness_is_judged_often(e: &mut Evaluation<'_>) -> Result<Finding> {
+fn randomness_is_judged_often(e: &mut Evaluation<'_>, seen: &Seen) -> Result<Finding> {
     const NAME: &str = "randomness is judged on fresh draws";
-    if !e.is_random()? {
+    if !seen.random {
         let detail = "the network is not random".to_string();
         return Ok(finding(NAME, Level::Pass, detail, Vec::new()));
     }
@@ -243,7 +245,7 @@ fn randomness_is_judged_often(e: &mut Evaluation<'_>) -> Result<Finding> {
 }
 
 /// Where the attack failed it has to have gone as far as it may.
-fn the_budget_is_used(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Finding> {
+fn the_budget_is_used(e: &mut Evaluation<'_>, _: &Seen, own: &[Found]) -> Result<Finding> {
     let used = |f: &Found| match e.norm {
         Norm::L2 => f.l2,
         Norm::Linf => f.linf,
@@ -268,7 +270,7 @@ fn the_budget_is_used(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Finding> 
     Ok(finding("the budget is used", level, detail, bad))
 }
 
-fn more_steps_change_nothing(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Finding> {
+fn more_steps_change_nothing(e: &mut Evaluation<'_>, _: &Seen, own: &[Found]) -> Result<Finding> {
     let more = e.own(e.eps, 4)?;
     let bad = e.only_first(&more, own);
     let detail = format!(
@@ -280,7 +282,7 @@ fn more_steps_change_nothing(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Fi
     Ok(finding("more steps change nothing", level, detail, bad))
 }
 
-fn iterations_beat_one_step(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Finding> {
+fn iterations_beat_one_step(e: &mut Evaluation<'_>, _: &Seen, own: &[Found]) -> Result<Finding> {
     let options = e.options();
     let one = e.white(&Pgd::fgsm(e.norm, e.eps), &options)?;
     let bad = e.only_first(&one, own);
@@ -295,7 +297,7 @@ fn iterations_beat_one_step(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Fin
 }
 
 /// Half of the box away lies grey, which has one class: a classifier that tells two classes apart falls.
-fn a_large_radius_breaks_all(e: &mut Evaluation<'_>, _: &[Found]) -> Result<Finding> {
+fn a_large_radius_breaks_all(e: &mut Evaluation<'_>, _: &Seen, _: &[Found]) -> Result<Finding> {
     let far = match e.norm {
         Norm::Linf => 0.5,
         Norm::L2 => 0.5 * (e.x.shape().row_len() as f64).sqrt(),
@@ -322,7 +324,7 @@ fn a_large_radius_breaks_all(e: &mut Evaluation<'_>, _: &[Found]) -> Result<Find
     Ok(finding("a large radius breaks all", level, detail, robust))
 }
 
-fn gradients_beat_scores(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Finding> {
+fn gradients_beat_scores(e: &mut Evaluation<'_>, _: &Seen, own: &[Found]) -> Result<Finding> {
     let options = e.options();
     let square = Square {
         queries: 500,
@@ -340,7 +342,7 @@ fn gradients_beat_scores(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Findin
     Ok(finding("gradients beat scores", level, detail, bad))
 }
 
-fn the_attack_beats_noise(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Finding> {
+fn the_attack_beats_noise(e: &mut Evaluation<'_>, _: &Seen, own: &[Found]) -> Result<Finding> {
     let options = e.options();
     let noise = RandomNoise {
         tries: 500,
@@ -358,9 +360,9 @@ fn the_attack_beats_noise(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Findi
 }
 
 /// With the randomness fixed to one value a random network is an ordinary one, and no safer.
-fn fixed_randomness_falls(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Finding> {
+fn fixed_randomness_falls(e: &mut Evaluation<'_>, seen: &Seen, own: &[Found]) -> Result<Finding> {
     const NAME: &str = "fixed randomness falls";
-    if !e.is_random()? {
+    if !seen.random {
         let detail = "the network is not random".to_string();
         return Ok(finding(NAME, Level::Pass, detail, Vec::new()));
     }
@@ -393,9 +395,13 @@ fn fixed_randomness_falls(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Findi
 }
 
 /// The sweep over draws has to be flat where the evaluation stands.
-fn more_draws_change_nothing(e: &mut Evaluation<'_>, own: &[Found]) -> Result<Finding> {
+fn more_draws_change_nothing(
+    e: &mut Evaluation<'_>,
+    seen: &Seen,
+    own: &[Found],
+) -> Result<Finding> {
     const NAME: &str = "more draws change nothing";
-    if !e.is_random()? {
+    if !seen.random {
         let detail = "the network is not random".to_string();
         return Ok(finding(NAME, Level::Pass, detail, Vec::new()));
     }

@@ -113,21 +113,20 @@ impl Evaluation<'_> {
         &mut self,
         report: &mut dyn FnMut(&Finding) -> Result<()>,
     ) -> Result<Vec<Finding>> {
-        if self.ids.is_empty() {
-            return Err(Error::argument("audit", "images", "at least 1", 0));
-        }
+        Error::unless_counted("audit", "images", self.ids.len())?;
         let mut all = Vec::new();
         let mut add = |finding: Finding| {
             report(&finding)?;
             all.push(finding);
             Ok::<(), Error>(())
         };
+        let seen = self.look()?;
         for check in checks::OF_THE_CLASSIFIER {
-            add(check(self)?)?;
+            add(check(self, &seen)?)?;
         }
         let own = self.own(self.eps, 1)?;
         for check in checks::OF_THE_ATTACK {
-            add(check(self, &own)?)?;
+            add(check(self, &seen, &own)?)?;
         }
         Ok(all)
     }

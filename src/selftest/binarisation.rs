@@ -71,10 +71,9 @@ impl Binarisation {
         x: &Tensor,
         ids: &[u32],
     ) -> Result<Vec<Option<Readout>>> {
-        let len = x.shape().row_len();
         let mut all = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
-            let centre = &x.data::<f32>()[i * len..][..len];
+            let centre = x.row(i);
             let mut random = Stream::new(self.seed, TAG, u64::from(id));
             let inner = self.points(centre, self.inner_points, self.inner, &mut random);
             let outer = self.points(centre, self.boundary_points, 1.0, &mut random);

@@ -3,7 +3,7 @@
 use super::binarisation::{Binarisation, Binary};
 use super::linear::{Case, Linear};
 use crate::attacks::apgd::{Apgd, checkpoints};
-use crate::attacks::carlini_wagner::{self, CarliniWagner, First, Protocol};
+use crate::attacks::carlini_wagner::{CarliniWagner, First, Protocol};
 use crate::attacks::gradient::Pgd;
 use crate::attacks::square::Square;
 use crate::attacks::zoo::{Space, Zoo};
@@ -15,7 +15,6 @@ use crate::data::Dataset;
 use crate::ensemble::{Average, Ensemble};
 use crate::error::Result;
 use crate::models::{Arch, Config, Model};
-use crate::nn::Entry;
 use crate::ops::noise::{Purpose, philox4x32_10};
 use crate::statistics::{
     Interval, binomial_tail, clopper_pearson_lower, normal_cdf, wilson_of_shares,
@@ -221,30 +220,24 @@ fn away(linear: &Linear) -> Criterion {
     }
 }
 
+/// Found distances over the exact ones, ascending; infinite for failures.
+fn ratios(linear: &Linear, found: &[Found]) -> Vec<f64> {
+    let ratio = |(i, f): (usize, &Found)| match f.success {
+        true => f.l2 / linear.distance(i, Norm::L2),
+        false => f64::INFINITY,
+    };
+    let mut ratios: Vec<f64> = found.iter().enumerate().map(ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios
+}
+
 /// C&W against the smallest distance there is.
 fn closest(case: Case, images: usize) -> Result<Check> {
     let linear = Linear::case(case, images, 1);
     let mut model = linear.model(0.0)?;
-    let ids: Vec<u32> = (0..images as u32).collect();
-    let criterion = away(&linear);
-    let mut net = Ensemble::new(&mut model, 1, Purpose::Attack, 1)?;
-    let targets = Targets {
-        x: &linear.images,
-        ids: &ids,
-        criterion: &criterion,
-    };
     let params = CarliniWagner::precise();
-    let options = Options::default();
-    let found = carlini_wagner::attack(&mut net, targets, &params, &options, &mut |_| Ok(()))?;
-    let mut ratios: Vec<f64> = found
-        .iter()
-        .enumerate()
-        .map(|(i, f)| match f.success {
-            true => f.l2 / linear.distance(i, Norm::L2),
-            false => f64::INFINITY,
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
+    let found = attacked(&mut model, &linear.images, &away(&linear), &params, 1, 0)?;
+    let ratios = ratios(&linear, &found);
     let (least, median, most) = (ratios[0], ratios[images / 2], ratios[images - 1]);
     Ok(Check::new(
         format!("C&W, {}", case.name()),
@@ -261,12 +254,11 @@ fn by_differences(images: usize) -> Result<Check> {
     let linear = Linear::sized(Case::Interior, Shape::new(images, 4, 4, 3), 2, 3);
     let mut model = linear.model(0.0)?;
     let ids: Vec<u32> = (0..images as u32).collect();
-    let criterion = away(&linear);
     let mut net = Ensemble::new(&mut model, 1, Purpose::Attack, 1)?;
     let targets = Targets {
         x: &linear.images,
         ids: &ids,
-        criterion: &criterion,
+        criterion: &away(&linear),
     };
     let zoo = Zoo {
         space: Space::Clipped,
@@ -281,11 +273,8 @@ fn by_differences(images: usize) -> Result<Check> {
         ..Options::default()
     };
     let found = attack_black_box(&mut net, targets, &zoo, &options, &mut |_| Ok(()))?;
-    let ratios = found.iter().enumerate().map(|(i, f)| match f.success {
-        true => f.l2 / linear.distance(i, Norm::L2),
-        false => f64::INFINITY,
-    });
-    let (least, most) = ratios.fold((f64::INFINITY, 0f64), |(a, b), r| (a.min(r), b.max(r)));
+    let ratios = ratios(&linear, &found);
+    let (least, most) = (ratios[0], ratios[images - 1]);
     Ok(Check::new(
         "ZOO",
         least >= 1.0 - 1e-5 && most <= 1.05,
@@ -412,8 +401,7 @@ fn binarised(images: usize) -> Result<Check> {
     config.width = 4;
     let mut model = Model::new(config, 5)?;
     // Weights N(0, 2 / fan_in), so that scores depend on the image.
-    model.visit(|_, entry| {
-        let Entry::Param(p, _) = entry else { return };
+    model.visit_params(|_, p| {
         let shape = p.value.shape();
         if shape.n > 1 {
             let factor = (2.0 / shape.row_len() as f64).sqrt() / 0.02;

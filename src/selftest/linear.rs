@@ -1,9 +1,10 @@
 //! Linear classifiers on images: the smallest perturbation, box included, is known exactly.
 
-use crate::attacks::{Norm, winner};
+use crate::attacks::Norm;
 use crate::error::Result;
 use crate::models::{Arch, Config, Model};
 use crate::nn::Entry;
+use crate::ops::loss::largest;
 use crate::rng::Stream;
 use crate::tensor::{Shape, Tensor};
 
@@ -116,7 +117,7 @@ impl Linear {
         linear.labels = (0..n)
             .map(|i| {
                 let z: Vec<f32> = linear.logits(linear.image(i)).map(|z| z as f32).collect();
-                winner(&z) as u32
+                largest(&z) as u32
             })
             .collect();
         linear
@@ -124,8 +125,7 @@ impl Linear {
 
     /// Image `i`.
     pub fn image(&self, i: usize) -> &[f32] {
-        let len = self.input.row_len();
-        &self.images.data::<f32>()[i * len..][..len]
+        self.images.row(i)
     }
 
     fn logits(&self, x: &[f32]) -> impl Iterator<Item = f64> {
