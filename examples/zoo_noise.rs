@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use noiseforge::attacks::zoo::{Draws, Zoo};
-use noiseforge::attacks::{Criterion, Options, Targets, attack_black_box};
+use noiseforge::attacks::{Criterion, Goal, Options, Targets, attack_black_box};
 use noiseforge::data::{Spec, Split};
 use noiseforge::ensemble::{Classifier, Ensemble};
 use noiseforge::models::Model;
@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<()> {
         .chunks(z.shape().c)
         .zip(&labels)
         .enumerate()
-        .filter(|(_, (z, y))| noiseforge::attacks::winner(z) as u32 == **y)
+        .filter(|(_, (z, y))| !Goal::Away(**y).is_met(z))
         .map(|(i, _)| i)
         .take(count)
         .collect();

@@ -121,6 +121,14 @@ impl Error {
         }
     }
 
+    /// An [`Error::Argument`] unless the count is at least 1.
+    pub(crate) fn unless_counted(op: &'static str, arg: &'static str, count: usize) -> Result<()> {
+        match count {
+            0 => Err(Error::argument(op, arg, "at least 1", 0)),
+            _ => Ok(()),
+        }
+    }
+
     /// An [`Error::File`] without an offset.
     pub fn file(
         path: impl Into<PathBuf>,

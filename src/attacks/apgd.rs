@@ -269,7 +269,7 @@ impl WhiteBoxAttack for Apgd {
     fn check(&self, classes: usize) -> Result<()> {
         Error::unless_positive(self.name, "eps", self.eps)?;
         for (arg, count) in [("steps", self.steps), ("restarts", self.restarts)] {
-            at_least_one(self.name, arg, count)?;
+            Error::unless_counted(self.name, arg, count as usize)?;
         }
         if !(0.0..=1.0).contains(&self.rho) {
             return Err(Error::argument(self.name, "rho", "0 to 1", self.rho));
@@ -278,7 +278,7 @@ impl WhiteBoxAttack for Apgd {
             Loss::CrossEntropy => (2, "at least 2"),
             Loss::Dlr => (3, "at least 3 for the difference of logits ratio"),
             Loss::TargetedDlr { targets } => {
-                at_least_one(self.name, "targets", targets)?;
+                Error::unless_counted(self.name, "targets", targets as usize)?;
                 (4, "at least 4 for the targeted difference of logits ratio")
             }
         };
@@ -290,12 +290,5 @@ impl WhiteBoxAttack for Apgd {
 
     fn run<'a>(&'a self, image: &'a Image, classifier: &'a mut WhiteBox) -> Running<'a> {
         Box::pin(self.attack(image, classifier))
-    }
-}
-
-pub(super) fn at_least_one(op: &'static str, arg: &'static str, count: u32) -> Result<()> {
-    match count {
-        0 => Err(Error::argument(op, arg, "at least 1", 0)),
-        _ => Ok(()),
     }
 }

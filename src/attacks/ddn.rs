@@ -171,9 +171,7 @@ impl WhiteBoxAttack for Ddn {
 
     fn check(&self, _: usize) -> Result<()> {
         const OP: &str = "ddn";
-        if self.steps == 0 {
-            return Err(Error::argument(OP, "steps", "at least 1", 0));
-        }
+        Error::unless_counted(OP, "steps", self.steps as usize)?;
         if !(self.gamma > 0.0 && self.gamma < 1.0) {
             let expected = "a number between 0 and 1";
             return Err(Error::argument(OP, "gamma", expected, self.gamma));

@@ -1,6 +1,5 @@
 //! FAB: the closest adversarial image, by projections on linearised boundaries.
 
-use super::apgd::at_least_one;
 use super::gradient::random_in_ball;
 use super::image::{Goal, Image, Norm, ranked_others};
 use super::objective::Objective;
@@ -375,9 +374,9 @@ impl WhiteBoxAttack for Fab {
         if let Some(bound) = self.bound {
             Error::unless_positive(op, "bound", bound)?;
         }
-        at_least_one(op, "steps", self.steps)?;
-        at_least_one(op, "restarts", self.restarts)?;
-        at_least_one(op, "targets", self.targets.unwrap_or(1))?;
+        Error::unless_counted(op, "steps", self.steps as usize)?;
+        Error::unless_counted(op, "restarts", self.restarts as usize)?;
+        Error::unless_counted(op, "targets", self.targets.unwrap_or(1) as usize)?;
         for (arg, fits, expected, found) in [
             (
                 "alpha_max",

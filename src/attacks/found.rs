@@ -33,7 +33,7 @@ pub struct Found {
 
 impl Found {
     /// With the distances between the original image and the one found.
-    pub(super) fn new(original: &[f32], pixels: Vec<f32>, success: bool, counts: Counts) -> Self {
+    pub fn new(original: &[f32], pixels: Vec<f32>, success: bool, counts: Counts) -> Self {
         Found {
             l2: Norm::L2.distance(&pixels, original),
             linf: Norm::Linf.distance(&pixels, original),

@@ -164,9 +164,7 @@ impl WhiteBoxAttack for Pgd {
         Error::unless_positive("pgd", "eps", self.eps)?;
         Error::unless_positive("pgd", "step", self.step)?;
         for (arg, count) in [("steps", self.steps), ("restarts", self.restarts)] {
-            if count == 0 {
-                return Err(Error::argument("pgd", arg, "at least 1", 0));
-            }
+            Error::unless_counted("pgd", arg, count as usize)?;
         }
         Ok(())
     }

@@ -304,9 +304,7 @@ impl BlackBoxAttack for HopSkipJump {
             ("max_evals", self.max_evals),
             ("points", self.points),
         ] {
-            if count == 0 {
-                return Err(Error::argument("hopskipjump", arg, "at least 1", 0));
-            }
+            Error::unless_counted("hopskipjump", arg, count as usize)?;
         }
         for start in &*self.starts {
             if let Some(v) = start.iter().find(|v| !(0.0..=1.0).contains(*v)) {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use super::Criterion;
 use crate::error::Error;
+use crate::ops::loss::largest;
+use crate::ops::margin::largest_other;
 use crate::rng::Stream;
-use crate::tensor::Shape;
+use crate::tensor::{Shape, Tensor};
 
 /// What counts as success for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +38,7 @@ impl Goal {
 
     /// Whether these scores are a success: the largest wins, the first of equals.
     pub fn is_met(self, scores: &[f32]) -> bool {
-        self.is_met_by(winner(scores) as u32)
+        self.is_met_by(largest(scores) as u32)
     }
 
     /// By how much the scores are a success: `max_{k != y} z_k - z_y` away from `y`,
@@ -50,28 +52,6 @@ impl Goal {
             Goal::Towards(_) => towards,
         }
     }
-}
-
-/// Position of the largest score, the first of equals.
-pub fn winner(scores: &[f32]) -> usize {
-    let mut best = 0;
-    for (k, z) in scores.iter().enumerate() {
-        if *z > scores[best] {
-            best = k;
-        }
-    }
-    best
-}
-
-/// Position of the largest score but that of `class`, the first of equals; there are two classes.
-pub fn largest_other(scores: &[f32], class: usize) -> usize {
-    let mut best = usize::from(class == 0);
-    for (k, z) in scores.iter().enumerate() {
-        if k != class && *z > scores[best] {
-            best = k;
-        }
-    }
-    best
 }
 
 /// The classes but this one, the largest score first, the first of equals first.
@@ -110,18 +90,16 @@ impl Image {
 
     /// Row `i` of a batch.
     pub(super) fn of_batch(
-        pixels: &[f32],
-        shape: Shape,
+        images: &Tensor,
         i: usize,
         id: u32,
         criterion: &Criterion,
         classes: usize,
         seed: u64,
     ) -> Self {
-        let len = shape.row_len();
         Image {
-            pixels: pixels[i * len..][..len].into(),
-            shape: shape.with_n(1),
+            pixels: images.row(i).into(),
+            shape: images.shape().with_n(1),
             id,
             goal: criterion.goal(i),
             classes,

@@ -21,7 +21,7 @@ pub mod square;
 pub mod zoo;
 
 pub use found::{Found, found_images, rms_l2};
-pub use image::{Goal, Image, Norm, largest_other, ranked_others, winner};
+pub use image::{Goal, Image, Norm, ranked_others};
 pub use objective::Objective;
 pub use query::{BlackBox, Counts, Keep, Offer, OutOfQueries, Query, Slope, WhiteBox};
 pub use schedule::{

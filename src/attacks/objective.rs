@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::image::{Goal, largest_other};
+use super::image::Goal;
+use crate::ops::margin::largest_other;
 
 /// Value and gradient in the scores (written to the second argument, which starts at 0).
 type Function = dyn Fn(&[f32], &mut [f32]) -> f64 + Send + Sync;

@@ -134,8 +134,6 @@ pub struct BlackBox {
     pub(super) forward_at_success: Option<u64>,
     /// Weight of the margin now, for attacks that have one: noted beside every offer.
     pub c: Option<f64>,
-    /// Whether the classifier is random.
-    pub(super) random: bool,
     /// The attack that offers.
     pub(super) by: &'static str,
 }
@@ -159,7 +157,7 @@ impl BlackBox {
 
     /// Whether the classifier answers the same query differently under another draw.
     pub fn is_random(&self) -> bool {
-        self.random
+        self.acceptance.confirmations > 0
     }
 
     /// Forward passes the budget still allows.
@@ -170,11 +168,6 @@ impl BlackBox {
     /// Queries the budget still allows: each takes a pass for every draw averaged over.
     pub fn queries_left(&self) -> u64 {
         self.forwards_left() / self.draws
-    }
-
-    /// What was asked so far.
-    pub fn counts(&self) -> Counts {
-        self.counts
     }
 
     fn pay(&mut self, rows: usize) -> Result<(), OutOfQueries> {

@@ -1,6 +1,5 @@
 //! A control: noise that knows nothing of the network.
 
-use super::apgd::at_least_one;
 use super::gradient::random_in_ball;
 use super::image::{Image, Norm};
 use super::query::{BlackBox, Keep, OutOfQueries, Query};
@@ -77,7 +76,7 @@ impl BlackBoxAttack for RandomNoise {
 
     fn check(&self, _: usize) -> Result<()> {
         Error::unless_positive("noise", "eps", self.eps)?;
-        at_least_one("noise", "tries", self.tries)
+        Error::unless_counted("noise", "tries", self.tries as usize)
     }
 
     fn run<'a>(&'a self, image: &'a Image, classifier: &'a mut BlackBox) -> Running<'a> {

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::found::Found;
 use super::image::Image;
-use super::net::{Black, Net, White};
+use super::net::ScoresOnly;
 use super::query::{
     Acceptance, BlackBox, Counts, Keep, Kept, Mailbox, OutOfQueries, Query, Question, Slope,
     WhiteBox, lock,
@@ -132,7 +132,7 @@ pub fn attack_black_box(
         })
     };
     let keep = attack.keep();
-    Schedule::new(&mut Black(net), targets, keep, options)?.run(&start, report)
+    Schedule::new(&mut ScoresOnly(net), targets, keep, options)?.run(&start, report)
 }
 
 /// Attacks images with gradients. Results are in the images' order.
@@ -155,7 +155,7 @@ pub fn attack_white_box(
         })
     };
     let keep = attack.keep();
-    Schedule::new(&mut White(net), targets, keep, options)?.run(&start, report)
+    Schedule::new(net, targets, keep, options)?.run(&start, report)
 }
 
 type Task<'a> = Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
@@ -228,9 +228,7 @@ pub(super) fn check(
         ("draws", options.mean_of_objective),
         ("passes", options.passes),
     ] {
-        if value == 0 {
-            return Err(Error::argument(OP, arg, "at least 1", 0));
-        }
+        Error::unless_counted(OP, arg, value)?;
     }
     if options.budget == Some(0) {
         return Err(Error::argument(OP, "budget", "at least 1 query", 0));
@@ -239,7 +237,7 @@ pub(super) fn check(
 }
 
 struct Schedule<'n, 't> {
-    net: &'n mut dyn Net,
+    net: &'n mut dyn Differentiable,
     targets: Targets<'t>,
     keep: Keep,
     options: &'t Options,
@@ -249,7 +247,7 @@ struct Schedule<'n, 't> {
 
 impl<'n, 't> Schedule<'n, 't> {
     fn new(
-        net: &'n mut dyn Net,
+        net: &'n mut dyn Differentiable,
         targets: Targets<'t>,
         keep: Keep,
         options: &'t Options,
@@ -303,8 +301,7 @@ impl<'n, 't> Schedule<'n, 't> {
         let Targets { x, ids, criterion } = self.targets;
         let options = self.options;
         let image = Image::of_batch(
-            x.data(),
-            x.shape(),
+            x,
             index,
             ids[index],
             criterion,
@@ -327,7 +324,6 @@ impl<'n, 't> Schedule<'n, 't> {
             kept: None,
             forward_at_success: None,
             c: None,
-            random: options.confirmations > 0,
             by: "",
         };
         Active {
@@ -356,34 +352,33 @@ impl<'n, 't> Schedule<'n, 't> {
                 None => unreachable!("an attack that waits has asked"),
             }
         }
+        self.answer(active, &scores, Self::score, |m| &mut m.scores, report)?;
+        self.answer(active, &slopes, Self::slope, |m| &mut m.slopes, report)
+    }
+
+    /// Asks for rows of one kind, as many at once as may be, and puts the answers where `place` says.
+    fn answer<Q, A>(
+        &mut self,
+        active: &[Active<'_>],
+        queries: &[(usize, u32, Q)],
+        ask: impl Fn(&mut Self, &[(usize, u32, Q)]) -> Result<Vec<A>>,
+        place: impl Fn(&mut Mailbox) -> &mut Option<Vec<A>>,
+        report: &mut Report<'_>,
+    ) -> Result<()> {
         let mut start = 0;
-        while start < scores.len() {
-            let end = (start + self.rows_at_once()).min(scores.len());
-            let Some(answers) = self.or_fewer(end - start, |s| s.score(&scores[start..end]))?
-            else {
-                continue;
+        while start < queries.len() {
+            let end = (start + self.rows_at_once()).min(queries.len());
+            let answers = match ask(self, &queries[start..end]) {
+                // From now on fewer rows at once: they give the same result.
+                Err(Error::OutOfMemory { .. }) if end - start > 1 => {
+                    self.rows = (end - start) / 2 * self.draws_per_row();
+                    continue;
+                }
+                answers => answers?,
             };
-            for ((a, ..), answer) in scores[start..end].iter().zip(answers) {
-                lock(&active[*a].mailbox)
-                    .scores
-                    .get_or_insert_default()
-                    .push(answer);
-            }
-            start = end;
-            report(None)?;
-        }
-        start = 0;
-        while start < slopes.len() {
-            let end = (start + self.rows_at_once()).min(slopes.len());
-            let Some(answers) = self.or_fewer(end - start, |s| s.slope(&slopes[start..end]))?
-            else {
-                continue;
-            };
-            for ((a, ..), answer) in slopes[start..end].iter().zip(answers) {
-                lock(&active[*a].mailbox)
-                    .slopes
-                    .get_or_insert_default()
-                    .push(answer);
+            for ((a, ..), answer) in queries[start..end].iter().zip(answers) {
+                let mut mailbox = lock(&active[*a].mailbox);
+                place(&mut mailbox).get_or_insert_default().push(answer);
             }
             start = end;
             report(None)?;
@@ -397,21 +392,6 @@ impl<'n, 't> Schedule<'n, 't> {
 
     fn draws_per_row(&self) -> usize {
         self.options.mean_of_objective * self.options.passes
-    }
-
-    /// The answer; `None` where memory was too short for so many rows, and from now on fewer are asked.
-    fn or_fewer<A>(
-        &mut self,
-        rows: usize,
-        answer: impl FnOnce(&mut Self) -> Result<A>,
-    ) -> Result<Option<A>> {
-        match answer(self) {
-            Err(Error::OutOfMemory { .. }) if rows > 1 => {
-                self.rows = rows / 2 * self.draws_per_row();
-                Ok(None)
-            }
-            answer => answer.map(Some),
-        }
     }
 
     /// The queries as a batch: every one `mean_of_objective` times, under draws of its own.
@@ -449,7 +429,7 @@ impl<'n, 't> Schedule<'n, 't> {
 
     fn score(&mut self, queries: &[(usize, u32, Query)]) -> Result<Vec<Vec<f32>>> {
         let (x, rows) = self.batch(queries.iter().map(|(_, id, q)| (*id, q)))?;
-        let z = self.net.scores(&x, &rows)?.to_cpu()?;
+        let z = self.net.logits(&x, &rows)?.to_cpu()?;
         check_finite(&z, &rows)?;
         self.put_together(&z)
     }
@@ -459,7 +439,7 @@ impl<'n, 't> Schedule<'n, 't> {
         let (x, rows) = self.batch(queries.iter().map(|(_, id, (q, _))| (*id, q)))?;
         let mut z = None;
         let mut values = vec![0.0; queries.len()];
-        let dx = self.net.input_grad(&x, &rows, &mut |scores| {
+        let (_, dx) = self.net.input_grad(&x, &rows, &mut |scores| {
             let host = scores.to_cpu()?;
             check_finite(&host, &rows)?;
             let classes = host.shape().c;

@@ -1,6 +1,5 @@
 //! Square attack: random search for scores alone.
 
-use super::apgd::at_least_one;
 use super::image::{Image, Norm};
 use super::query::{BlackBox, Keep, OutOfQueries, Query};
 use super::schedule::{BlackBoxAttack, Running};
@@ -266,7 +265,7 @@ impl BlackBoxAttack for Square {
 
     fn check(&self, _: usize) -> Result<()> {
         Error::unless_positive("square", "eps", self.eps)?;
-        at_least_one("square", "queries", self.queries)?;
+        Error::unless_counted("square", "queries", self.queries as usize)?;
         if !(self.p > 0.0 && self.p <= 1.0) {
             return Err(Error::argument("square", "p", "above 0, at most 1", self.p));
         }

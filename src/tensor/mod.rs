@@ -458,6 +458,12 @@ impl Tensor {
         dispatch!(self.dtype(), T => self.data::<T>().iter().map(|v| v.f64()).collect())
     }
 
+    /// One row's elements. Panics as [`Tensor::data`] does, and for a row that is not there.
+    pub fn row<T: Real>(&self, row: usize) -> &[T] {
+        let len = self.shape.row_len();
+        &self.data()[row * len..][..len]
+    }
+
     /// The rows at these positions, in this order; an error if one is out of range.
     pub fn gather_rows(&self, rows: &[usize]) -> Result<Self> {
         if let Some(&bad) = rows.iter().find(|&&r| r >= self.shape.n) {

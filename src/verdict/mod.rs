@@ -50,12 +50,8 @@ impl Verdicts {
 impl Jury {
     /// An error naming what is out of range.
     pub fn check(&self) -> Result<()> {
-        for (arg, value) in [("draws", self.draws), ("verdicts", self.verdicts)] {
-            if value == 0 {
-                return Err(Error::argument("jury", arg, "at least 1", 0));
-            }
-        }
-        Ok(())
+        Error::unless_counted("jury", "draws", self.draws)?;
+        Error::unless_counted("jury", "verdicts", self.verdicts)
     }
 
     /// Judges images; `ids[i]` names image `i`'s noise. `progress` is told how many verdicts stand.

@@ -15,7 +15,7 @@ use crate::ops::adam::Adam;
 use crate::ops::margin::{self, Direction, Margin};
 use crate::ops::noise::Row;
 use crate::ops::tanh_space::{Attacked, Iterates};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 
 /// Factor on the margins' gradient, so that it survives 16-bit activations; a power of two, so that
 /// it changes no bit of the others'.
@@ -90,10 +90,10 @@ impl Running {
         for &r in rows {
             let s = &state[r];
             to[self.rows[r]] = Descended {
-                last: row(&last, r).to_vec(),
+                last: last.row(r).to_vec(),
                 success: s.success != 0,
                 passes: s.steps,
-                closest: s.best.is_finite().then(|| (s.best, row(&best, r).to_vec())),
+                closest: s.best.is_finite().then(|| (s.best, best.row(r).to_vec())),
             };
         }
         Ok(())
@@ -250,7 +250,7 @@ fn attack_together(
     options: &Options,
     report: &mut Report<'_>,
 ) -> Result<Vec<Found>> {
-    let original = |i: usize| row(targets.x, i);
+    let original = |i: usize| targets.x.row(i);
     let counts = |passes: u64| Counts {
         forward: passes * options.passes as u64,
         backward: passes * options.passes as u64,
@@ -374,15 +374,11 @@ fn estimates(
     })?;
     let dx = dx.to_cpu()?;
     let estimates = (0..images.len()).map(|r| {
-        let squared = row(&dx, r).iter().map(|&g| f64::from(g).powi(2)).sum();
+        let gradient: &[f32] = dx.row(r);
+        let squared = gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
         super::linear_constant(-margins[r] - params.kappa, squared)
     });
     Ok((estimates.collect(), 1))
-}
-
-fn row(images: &Tensor, r: usize) -> &[f32] {
-    let len = images.shape().row_len();
-    &images.data::<f32>()[r * len..][..len]
 }
 
 /// An error where a row has met logits that are not finite.

@@ -217,10 +217,7 @@ impl WhiteBoxAttack for CarliniWagner {
 
     fn check(&self, _: usize) -> Result<()> {
         const OP: &str = "carlini_wagner";
-        let at_least_one = |arg, count: u32| match count {
-            0 => Err(Error::argument(OP, arg, "at least 1", count)),
-            _ => Ok(()),
-        };
+        let at_least_one = |arg, count: u32| Error::unless_counted(OP, arg, count as usize);
         at_least_one("steps", self.steps)?;
         Error::unless_positive(OP, "lr", self.lr)?;
         Error::unless_positive(OP, "last lr", self.lr_end)?;

@@ -367,9 +367,7 @@ impl BlackBoxAttack for Zoo {
             ("search_steps", self.search_steps as usize),
             ("averages", self.averages as usize),
         ] {
-            if count == 0 {
-                return Err(Error::argument(OP, arg, "at least 1", 0));
-            }
+            Error::unless_counted(OP, arg, count)?;
         }
         let expected = "sides of at least 1 from iteration 0 on, ascending";
         let first = self.grids.first().is_none_or(|g| g.from == 0);

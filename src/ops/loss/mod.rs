@@ -43,7 +43,7 @@ pub(super) fn check_classes(
 }
 
 /// Position of the largest entry, the first of equals; the first NaN if there is one.
-fn largest<T: Real>(row: &[T]) -> usize {
+pub(crate) fn largest<T: Real>(row: &[T]) -> usize {
     let mut best = 0;
     for (i, &z) in row.iter().enumerate() {
         if z > row[best] || (z.is_nan() && !row[best].is_nan()) {

@@ -127,7 +127,7 @@ pub fn attack_step(
 }
 
 /// Position of the largest entry but `t`'s (the first of equals; of the first NaN if there is one).
-fn largest_other<T: Real>(row: &[T], t: usize) -> usize {
+pub(crate) fn largest_other<T: Real>(row: &[T], t: usize) -> usize {
     let mut best = usize::from(t == 0);
     for (i, &z) in row.iter().enumerate() {
         if i != t && (z > row[best] || (z.is_nan() && !row[best].is_nan())) {
