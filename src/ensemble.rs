@@ -31,6 +31,11 @@ pub trait Classifier {
         Device::Cpu
     }
 
+    /// Whether a row's scores are the same whatever rows stand beside it.
+    fn rows_are_independent(&self) -> bool {
+        true
+    }
+
     /// Scores `[n, 1, 1, classes]`, the largest wins; differences of scores are differences of
     /// log-probabilities. `rows[i]` names the random variables that image `i` meets.
     fn logits(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor>;
@@ -305,6 +310,11 @@ impl Classifier for Ensemble<'_> {
 
     fn device(&self) -> Device {
         self.model.device().clone()
+    }
+
+    fn rows_are_independent(&self) -> bool {
+        // batch statistics are the whole batch's
+        self.mode == Mode::Eval
     }
 
     fn logits(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {

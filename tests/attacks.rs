@@ -5,9 +5,10 @@ use noiseforge::attacks::{
     BlackBox, BlackBoxAttack, Criterion, Found, Image, Keep, Norm, Options, Running, Targets,
     WhiteBoxAttack, attack_black_box, attack_white_box,
 };
-use noiseforge::ensemble::Ensemble;
+use noiseforge::ensemble::{Classifier, Differentiable, Ensemble};
 use noiseforge::models::{Arch, Config, Model};
-use noiseforge::ops::noise::Purpose;
+use noiseforge::nn::Mode;
+use noiseforge::ops::noise::{Purpose, Rows};
 use noiseforge::selftest::linear::{Case, Linear};
 use noiseforge::{Error, Result, Shape, Tensor};
 
@@ -311,4 +312,81 @@ fn scores_that_are_not_finite_stop_the_attack() {
         &Options::default(),
     );
     assert!(matches!(result, Err(Error::NotFinite { .. })));
+}
+
+/// A network with memory for so many rows at once.
+struct Cramped<'m> {
+    net: Ensemble<'m>,
+    rows: usize,
+}
+
+impl Cramped<'_> {
+    fn fit(&self, rows: &Rows) -> Result<()> {
+        match rows.len() <= self.rows {
+            true => Ok(()),
+            false => Err(Error::OutOfMemory {
+                device: "cuda:0".to_string(),
+                asked: 1,
+                free: 0,
+                total: 0,
+                in_use: 0,
+                batch_that_fits: None,
+            }),
+        }
+    }
+}
+
+impl Classifier for Cramped<'_> {
+    fn classes(&self) -> usize {
+        self.net.classes()
+    }
+
+    fn input(&self) -> Shape {
+        self.net.input()
+    }
+
+    fn rows_are_independent(&self) -> bool {
+        self.net.rows_are_independent()
+    }
+
+    fn logits(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        self.fit(rows)?;
+        self.net.logits(x, rows)
+    }
+}
+
+impl Differentiable for Cramped<'_> {
+    fn input_grad(
+        &mut self,
+        x: &Tensor,
+        rows: &Rows,
+        gradient: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        self.fit(rows)?;
+        self.net.input_grad(x, rows, gradient)
+    }
+}
+
+/// Fewer rows at once give the same result, but where batch norm looks at all of them.
+#[test]
+fn a_lack_of_memory_changes_no_result() {
+    let (mut model, x, labels) = small();
+    let criterion = Criterion::Untargeted { labels };
+    let ids: Vec<u32> = (0..9).collect();
+    let mut of = |mode, rows| {
+        let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, 1).unwrap();
+        net.mode = mode;
+        let mut cramped = Cramped { net, rows };
+        let targets = Targets {
+            x: &x,
+            ids: &ids,
+            criterion: &criterion,
+        };
+        let attack = Pgd::projected(Norm::Linf, 0.02);
+        let options = Options::default();
+        attack_white_box(&mut cramped, targets, &attack, &options, &mut |_| Ok(()))
+    };
+    assert_eq!(of(Mode::Eval, 9).unwrap(), of(Mode::Eval, 2).unwrap());
+    assert!(of(Mode::Train, 9).is_ok());
+    assert!(matches!(of(Mode::Train, 2), Err(Error::OutOfMemory { .. })));
 }

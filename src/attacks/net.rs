@@ -21,6 +21,10 @@ impl Classifier for ScoresOnly<'_> {
         self.0.device()
     }
 
+    fn rows_are_independent(&self) -> bool {
+        self.0.rows_are_independent()
+    }
+
     fn logits(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
         self.0.logits(x, rows)
     }

@@ -370,7 +370,9 @@ impl<'n, 't> Schedule<'n, 't> {
             let end = (start + self.rows_at_once()).min(queries.len());
             let answers = match ask(self, &queries[start..end]) {
                 // From now on fewer rows at once: they give the same result.
-                Err(Error::OutOfMemory { .. }) if end - start > 1 => {
+                Err(Error::OutOfMemory { .. })
+                    if end - start > 1 && self.net.rows_are_independent() =>
+                {
                     self.rows = (end - start) / 2 * self.draws_per_row();
                     continue;
                 }

@@ -200,6 +200,10 @@ impl Classifier for Binary<'_> {
         self.net.device()
     }
 
+    fn rows_are_independent(&self) -> bool {
+        self.net.rows_are_independent()
+    }
+
     fn logits(&mut self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
         let z = self.net.logits(x, rows)?;
         read(&self.readouts, &z, rows)

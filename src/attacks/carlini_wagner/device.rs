@@ -227,7 +227,7 @@ pub(super) fn attack(
         let images: Vec<usize> = range.clone().collect();
         match attack_together(net, gpu, targets, &images, params, options, report) {
             // Fewer images at once give the same result.
-            Err(Error::OutOfMemory { .. }) if images.len() > 1 => {
+            Err(Error::OutOfMemory { .. }) if images.len() > 1 && net.rows_are_independent() => {
                 rows = images.len() / 2 * options.passes * constants;
             }
             results => {
