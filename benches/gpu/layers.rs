@@ -88,6 +88,21 @@ fn random(b: &Bench, shape: Shape, dtype: DType) -> Result<Tensor> {
     Ok(noise::forward(&zeros, &noise_of(shape.n, Normals::Fast))?)
 }
 
+/// The convolution alone.
+pub fn launch(layer: &Convolution, dtype: DType, n: usize, pass: Pass, noise: bool) -> Launch {
+    Launch {
+        pass,
+        dtype,
+        x: layer.x.with_n(n),
+        draws: 1,
+        w: layer.w,
+        conv: layer.conv,
+        pool: false,
+        residual: false,
+        noise,
+    }
+}
+
 fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<()> {
     let batch = if n == BATCH {
         String::new()
@@ -106,17 +121,7 @@ fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<
     if !whats.iter().any(|what| b.wanted(&name(what))) {
         return Ok(());
     }
-    let launch = |pass: Pass, noise: bool| Launch {
-        pass,
-        dtype: DTYPE,
-        x: layer.x.with_n(n),
-        draws: 1,
-        w: layer.w,
-        conv: layer.conv,
-        pool: false,
-        residual: false,
-        noise,
-    };
+    let launch = |pass, noise| launch(layer, DTYPE, n, pass, noise);
     let plain = launch(Pass::Forward, false);
     let (card, tuning) = (Card::of(b.gpu.properties()), b.gpu.tuning());
     let model = |launch: Launch| -> Result<Option<f64>> {

@@ -391,12 +391,13 @@ fn main() -> Result<()> {
         csv,
         filter: std::env::args().skip(1).find(|arg| !arg.starts_with('-')),
     };
+    // What matters most first: a visit to a GPU may cut it short.
     ceilings(&bench)?;
-    memory_bound(&bench)?;
-    convolutions(&bench)?;
-    layers::all(&bench)?;
-    ops::all(&bench, LARGE)?;
     steps::all(&bench)?;
+    layers::all(&bench)?;
+    memory_bound(&bench)?;
+    ops::all(&bench, LARGE)?;
+    convolutions(&bench)?;
     report(&bench);
     Ok(())
 }

@@ -7,6 +7,7 @@ use noiseforge::ensemble::{Average, Classifier, Differentiable, Ensemble};
 use noiseforge::models::{Arch, Config, Model};
 use noiseforge::nn::{Grads, Mode, NoisePlan, Pass, Site};
 use noiseforge::ops::adam::Adam;
+use noiseforge::ops::conv2d::predict::Pass as Direction;
 use noiseforge::ops::loss::{Metrics, cross_entropy_step};
 use noiseforge::ops::margin;
 use noiseforge::ops::noise::{Key, Purpose, Row, Rows};
@@ -18,17 +19,49 @@ use noiseforge::tensor::{DType, Device};
 use noiseforge::train::Settings;
 use noiseforge::{Shape, Tensor};
 
+use super::layers::launch;
 use super::{BATCH, Bench, Work};
 
 const INPUT: Shape = Shape::new(1, 32, 32, 3);
-/// Multiply-adds of VGG16 for one image, counted as two operations each.
-const FLOPS: usize = 626_000_000;
+const LARGE_BATCH: usize = 1024;
 
-fn vgg16(b: &Bench, dtype: DType) -> Result<Model> {
-    let config = Config::new(Arch::Vgg16, INPUT, 10).with_noise(0.2, 0.1);
-    let mut model = Model::new(config, 0)?;
-    model.to(&Device::Gpu(b.gpu.clone()), dtype)?;
-    Ok(model)
+/// What is timed: a network with RSE's noise, in a type, on batches of a size.
+#[derive(Clone, Copy)]
+struct Network {
+    arch: Arch,
+    dtype: DType,
+    n: usize,
+}
+
+impl Network {
+    fn config(self) -> Config {
+        Config::new(self.arch, INPUT, 10).with_noise(0.2, 0.1)
+    }
+
+    fn model(self, b: &Bench) -> Result<Model> {
+        let mut model = Model::new(self.config(), 0)?;
+        model.to(&Device::Gpu(b.gpu.clone()), self.dtype)?;
+        Ok(model)
+    }
+
+    /// As benches/peers/torch_gpu.py names it.
+    fn name(self, what: &str) -> String {
+        let batch = match self.n {
+            BATCH => String::new(),
+            n => format!(" batch {n}"),
+        };
+        format!("{} {what} {}{batch}", self.arch, self.dtype)
+    }
+
+    /// The convolutions' operations in so many passes over so many images.
+    fn work(self, passes: usize, images: usize) -> Result<Work> {
+        let mut operations = 0.0;
+        for layer in self.config().convolutions()? {
+            operations +=
+                launch(&layer, self.dtype, images, Direction::Forward, false).operations()?;
+        }
+        Ok(Work::Flops(passes * operations as usize))
+    }
 }
 
 /// Images in [0, 1], on the CPU.
@@ -40,32 +73,50 @@ fn images(b: &Bench, n: usize) -> Result<Tensor> {
     Ok(x)
 }
 
-fn work(passes: usize, images: usize) -> Work {
-    Work::Flops(passes * FLOPS * images)
-}
-
 pub fn all(b: &Bench) -> Result<()> {
-    for dtype in [DType::F32, DType::BF16] {
-        passes(b, dtype)?;
-        training_step(b, dtype)?;
-        attack_step(b, dtype)?;
-        ensemble(b, dtype)?;
+    let network = |arch, dtype, n| Network { arch, dtype, n };
+    let vgg16 = network(Arch::Vgg16, DType::BF16, BATCH);
+    let resnext = network(Arch::ResNeXt29, DType::BF16, BATCH);
+    for net in [vgg16, resnext] {
+        training_step(b, net, NoisePlan::default(), "training step")?;
+        attack_step(b, net)?;
+        ensemble(b, net, 32)?;
+        ensemble(b, net, 1)?;
+        passes(b, net)?;
     }
-    Ok(())
+    let plan = NoisePlan {
+        site: Site::Load,
+        ..NoisePlan::default()
+    };
+    training_step(b, vgg16, plan, "training step, noise in the load")?;
+    let plan = NoisePlan {
+        recompute: true,
+        ..NoisePlan::default()
+    };
+    training_step(b, vgg16, plan, "training step, inputs made again")?;
+    let large = network(Arch::Vgg16, DType::BF16, LARGE_BATCH);
+    training_step(b, large, NoisePlan::default(), "training step")?;
+    attack_step(b, large)?;
+    let full = network(Arch::Vgg16, DType::F32, BATCH);
+    training_step(b, full, NoisePlan::default(), "training step")?;
+    attack_step(b, full)?;
+    ensemble(b, full, 32)?;
+    passes(b, full)
 }
 
 /// Launch by launch.
-fn passes(b: &Bench, dtype: DType) -> Result<()> {
-    let mut model = vgg16(b, dtype)?;
-    let x = b.values(INPUT.with_n(BATCH), DType::F32, 1)?;
-    let dy = b.values(Shape::new(BATCH, 1, 1, 10), DType::F32, 2)?;
-    let key = Key::consecutive(0, Purpose::Train, 0, BATCH, 0);
+fn passes(b: &Bench, net: Network) -> Result<()> {
+    let n = net.n;
+    let mut model = net.model(b)?;
+    let x = b.values(INPUT.with_n(n), DType::F32, 1)?;
+    let dy = b.values(Shape::new(n, 1, 1, 10), DType::F32, 2)?;
+    let key = Key::consecutive(0, Purpose::Train, 0, n, 0);
     let pass = |mode, record| Pass {
         mode,
         noise: Some(key.clone()),
         record,
     };
-    b.case(&format!("vgg16 forward {dtype}"), work(1, BATCH), || {
+    b.case(&net.name("forward"), net.work(1, n)?, || {
         model.forward(x.clone(), &pass(Mode::Eval, false))?;
         Ok(())
     })?;
@@ -75,21 +126,20 @@ fn passes(b: &Bench, dtype: DType) -> Result<()> {
             ..NoisePlan::default()
         });
         let mut frozen = model.freeze()?;
-        let name = format!("vgg16 frozen forward, noise in the {site} {dtype}");
-        b.case(&name, work(1, BATCH), || {
+        let name = net.name(&format!("frozen forward, noise in the {site}"));
+        b.case(&name, net.work(1, n)?, || {
             frozen.forward(x.clone(), 1, &pass(Mode::Eval, false))?;
             Ok(())
         })?;
     }
     model.set_noise_plan(NoisePlan::default());
-    let name = format!("vgg16 forward and input gradient {dtype}");
-    b.case(&name, work(2, BATCH), || {
+    let name = net.name("forward and input gradient");
+    b.case(&name, net.work(2, n)?, || {
         model.forward(x.clone(), &pass(Mode::Eval, true))?;
         model.backward(dy.clone(), Grads::InputOnly)?;
         Ok(())
     })?;
-    let name = format!("vgg16 training pass {dtype}");
-    b.case(&name, work(3, BATCH), || {
+    b.case(&net.name("training pass"), net.work(3, n)?, || {
         model.forward(x.clone(), &pass(Mode::Train, true))?;
         model.accumulate(dy.clone())?;
         Ok(())
@@ -97,44 +147,21 @@ fn passes(b: &Bench, dtype: DType) -> Result<()> {
 }
 
 /// Batch, augmentation, forward, backward, SGD: one graph, as [`noiseforge::train`] replays it.
-fn training_step(b: &Bench, dtype: DType) -> Result<()> {
-    let auto = NoisePlan::default();
-    let load = NoisePlan {
-        site: Site::Load,
-        ..auto
-    };
-    let again = NoisePlan {
-        recompute: true,
-        ..auto
-    };
-    for (plan, what) in [
-        (auto, ""),
-        (load, ", noise in the load"),
-        (again, ", inputs made again"),
-    ] {
-        training_step_with(
-            b,
-            dtype,
-            plan,
-            &format!("vgg16 training step{what} {dtype}"),
-        )?;
-    }
-    Ok(())
-}
-
-fn training_step_with(b: &Bench, dtype: DType, noise: NoisePlan, name: &str) -> Result<()> {
+fn training_step(b: &Bench, net: Network, noise: NoisePlan, what: &str) -> Result<()> {
+    let Network { dtype, n, .. } = net;
+    let name = &net.name(what);
     if !b.wanted(name) {
         return Ok(());
     }
-    let mut model = vgg16(b, dtype)?;
+    let mut model = net.model(b)?;
     model.set_noise_plan(noise);
     let settings = Settings::default();
     let classes = (0..10).map(|c| c.to_string()).collect();
-    let labels = (0..BATCH as u32).map(|i| i % 10).collect();
-    let data = Dataset::from_tensor(&images(b, BATCH)?, labels, classes)?;
+    let labels = (0..n as u32).map(|i| i % 10).collect();
+    let data = Dataset::from_tensor(&images(b, n)?, labels, classes)?;
     let data = DeviceData::new(&data, &b.gpu)?;
-    let picks = data.training_picks(settings.augment.as_ref(), 0, 0, BATCH)?;
-    let plan = data.plan(&picks, BATCH)?;
+    let picks = data.training_picks(settings.augment.as_ref(), 0, 0, n)?;
+    let plan = data.plan(&picks, n)?;
     let mut rates = LearningRates::new(&b.gpu, 1)?;
     rates.set(&[1e-3])?;
     let mut cursor = Cursor::new(&b.gpu)?;
@@ -153,7 +180,7 @@ fn training_step_with(b: &Bench, dtype: DType, noise: NoisePlan, name: &str) -> 
     pushed?;
     let tensors = MultiTensor::new(slots)?;
     let mut step = || {
-        let batch = data.batch(&plan, &cursor, BATCH, DType::F32)?;
+        let batch = data.batch(&plan, &cursor, n, DType::F32)?;
         let pass = Pass {
             mode: Mode::Train,
             noise: Some(Key {
@@ -174,28 +201,29 @@ fn training_step_with(b: &Bench, dtype: DType, noise: NoisePlan, name: &str) -> 
     let (graph, ()) = b.gpu.capture(step)?;
     let peak = b.gpu.memory_use().peak as f64 / 1e6;
     println!("{name}: {peak:.0} MB of device memory");
-    b.case(name, work(3, BATCH), || Ok(graph.launch()?))
+    b.case(name, net.work(3, n)?, || Ok(graph.launch()?))
 }
 
 /// Forward, gradient in the images, Adam in tanh space, bookkeeping: one graph, as the attack replays it.
-fn attack_step(b: &Bench, dtype: DType) -> Result<()> {
-    let name = format!("vgg16 C&W iteration {dtype}");
+fn attack_step(b: &Bench, net: Network) -> Result<()> {
+    let n = net.n;
+    let name = net.name("C&W iteration");
     if !b.wanted(&name) {
         return Ok(());
     }
-    let mut model = vgg16(b, dtype)?;
-    let x = images(b, BATCH)?.to_gpu(&b.gpu)?;
-    let rows: Vec<Row> = (0..BATCH as u32).map(|id| Row { id, draw: 0 }).collect();
-    let c = vec![0.1; BATCH];
+    let mut model = net.model(b)?;
+    let x = images(b, n)?.to_gpu(&b.gpu)?;
+    let rows: Vec<Row> = (0..n as u32).map(|id| Row { id, draw: 0 }).collect();
+    let c = vec![0.1; n];
     let mut iterates = Iterates::new(&x, DType::F32, 1.0, &c, &rows, Adam::default(), 0)?;
-    let labels: Vec<u32> = (0..BATCH as u32).map(|i| i % 10).collect();
+    let labels: Vec<u32> = (0..n as u32).map(|i| i % 10).collect();
     let classes = b.gpu.upload(&labels)?;
     let criterion = Criterion::Untargeted { labels };
-    let mut margins = b.gpu.alloc(BATCH)?;
-    let mut net = Ensemble::new(&mut model, 0, Purpose::Attack, 1)?;
-    net.average = Average::Logits;
+    let mut margins = b.gpu.alloc(n)?;
+    let mut ensemble = Ensemble::new(&mut model, 0, Purpose::Attack, 1)?;
+    ensemble.average = Average::Logits;
     let mut step = || {
-        let (_, df) = net.input_grad(iterates.image(), &iterates.rows(), &mut |scores| {
+        let (_, df) = ensemble.input_grad(iterates.image(), &iterates.rows(), &mut |scores| {
             margin::attack_step(
                 scores,
                 &classes,
@@ -209,22 +237,21 @@ fn attack_step(b: &Bench, dtype: DType) -> Result<()> {
     };
     step()?;
     let (graph, ()) = b.gpu.capture(step)?;
-    b.case(&name, work(2, BATCH), || Ok(graph.launch()?))
+    b.case(&name, net.work(2, n)?, || Ok(graph.launch()?))
 }
 
-fn ensemble(b: &Bench, dtype: DType) -> Result<()> {
-    const IMAGES: usize = 32;
+fn ensemble(b: &Bench, net: Network, images: usize) -> Result<()> {
     const DRAWS: usize = 50;
-    let name = format!("vgg16 ensemble of {DRAWS} draws, {IMAGES} images {dtype}");
+    let name = net.name(&format!("ensemble of {DRAWS} draws, {images} images"));
     if !b.wanted(&name) {
         return Ok(());
     }
-    let mut model = vgg16(b, dtype)?;
-    let x = images(b, IMAGES)?.to_gpu(&b.gpu)?;
-    let rows: Rows = (0..IMAGES as u32).map(|id| Row { id, draw: 0 }).collect();
-    let mut net = Ensemble::new(&mut model, 0, Purpose::Eval, DRAWS)?;
-    b.case(&name, work(1, IMAGES * DRAWS), || {
-        net.logits(&x, &rows)?;
+    let mut model = net.model(b)?;
+    let x = self::images(b, images)?.to_gpu(&b.gpu)?;
+    let rows: Rows = (0..images as u32).map(|id| Row { id, draw: 0 }).collect();
+    let mut ensemble = Ensemble::new(&mut model, 0, Purpose::Eval, DRAWS)?;
+    b.case(&name, net.work(1, images * DRAWS)?, || {
+        ensemble.logits(&x, &rows)?;
         Ok(())
     })
 }

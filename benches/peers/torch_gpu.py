@@ -151,13 +151,54 @@ def vgg16():
     return net.to(GPU).to(memory_format=torch.channels_last)
 
 
-def network_case(what, dtype, batch, compiled=None):
+class Bottleneck(torch.nn.Module):
+    """ResNeXt29's block, noise in front of each convolution."""
+
+    def __init__(self, c_in, c_out, middle, groups, stride):
+        super().__init__()
+
+        def stage(a, b, k, relu, stride=1, groups=1):
+            layers = [
+                Noise(SIGMA_INNER),
+                torch.nn.Conv2d(a, b, k, stride, padding=k // 2, groups=groups, bias=False),
+                torch.nn.BatchNorm2d(b),
+            ]
+            return layers + [torch.nn.ReLU(inplace=True)] * relu
+
+        self.main = torch.nn.Sequential(
+            *stage(c_in, middle, 1, True), *stage(middle, middle, 3, True, stride, groups), *stage(middle, c_out, 1, False)
+        )
+        same = stride == 1 and c_in == c_out
+        self.shortcut = torch.nn.Identity() if same else torch.nn.Sequential(*stage(c_in, c_out, 1, False, stride))
+
+    def forward(self, x):
+        return F.relu(self.main(x) + self.shortcut(x), inplace=True)
+
+
+def resnext29(groups=2, width=64):
+    layers = [Noise(SIGMA_FIRST), torch.nn.Conv2d(3, 64, 1, bias=False), torch.nn.BatchNorm2d(64),
+              torch.nn.ReLU(inplace=True)]
+    c_in = 64
+    for stage in range(3):
+        middle = groups * width << stage
+        for block in range(3):
+            layers.append(Bottleneck(c_in, 2 * middle, middle, groups, 2 if stage and not block else 1))
+            c_in = 2 * middle
+    pool = torch.nn.AdaptiveAvgPool2d(1)
+    net = torch.nn.Sequential(*layers, pool, torch.nn.Flatten(), torch.nn.Linear(c_in, 10))
+    return net.to(GPU).to(memory_format=torch.channels_last)
+
+
+NETWORKS = {"vgg16": vgg16, "resnext29": resnext29}
+
+
+def network_case(network, what, dtype, batch, compiled=None):
     """Training keeps f32 weights and computes in bf16 by autocast; the rest has bf16 weights."""
 
     def make():
         n = min(batch, MOST_ROWS)
         torch.manual_seed(0)
-        net = vgg16()
+        net = NETWORKS[network]()
         training = what in ("training pass", "training step")
         net.train(training)
         if dtype == "bf16" and not training:
@@ -200,6 +241,13 @@ def network_case(what, dtype, batch, compiled=None):
                 rows = typed.repeat_interleave(50, dim=0).contiguous(memory_format=torch.channels_last)
                 run(rows).softmax(1).view(n, 50, 10).mean(1)
 
+        def one_by_one():
+            # As the authors' code does it.
+            with torch.inference_mode():
+                total = torch.zeros(n, 10, device=GPU)
+                for _ in range(50):
+                    total += run(typed).softmax(1)
+
         w = torch.atanh(0.999 * (x.clamp(0, 1) * 2 - 1)).detach().requires_grad_()
         adam = torch.optim.Adam([w], lr=1e-3, fused=True)
 
@@ -220,6 +268,7 @@ def network_case(what, dtype, batch, compiled=None):
             "training pass": training_pass,
             "training step": training_step,
             "ensemble of 50 draws": ensemble,
+            "ensemble of 50 draws in turn": one_by_one,
             "C&W iteration": carlini_wagner,
         }[what]
 
@@ -237,12 +286,41 @@ def cases():
         found[name] = (make, note)
 
     add("copy 256 MiB", pointwise_case("copy", "f32"))
-    for dtype in ["bf16", "f32"]:
-        for layer in BENCHED:
-            c_in, c_out, size = layer
+
+    def network(name, dtype, batch=BATCH):
+        suffix = "" if batch == BATCH else f" batch {batch}"
+        for what in ["training step", "C&W iteration"]:
+            add(f"{name} {what} {dtype}{suffix}", network_case(name, what, dtype, batch), "eager")
+
+    def compiled(name, mode, batch=BATCH):
+        suffix = "" if batch == BATCH else f" batch {batch}"
+        for what in ["training step", "forward"]:
+            make = network_case(name, what, "bf16", batch, mode)
+            add(f"{name} {what} bf16{suffix} compiled, {mode}", make, "torch.compile")
+
+    for name in NETWORKS:
+        network(name, "bf16")
+        ensemble = network_case(name, "ensemble of 50 draws", "bf16", 32)
+        add(f"{name} ensemble of 50 draws, 32 images bf16", ensemble, "eager")
+        ensemble = network_case(name, "ensemble of 50 draws in turn", "bf16", 1)
+        add(f"{name} ensemble of 50 draws, 1 images bf16", ensemble, "eager, in turn")
+        for what in ["forward", "forward and input gradient", "training pass"]:
+            add(f"{name} {what} bf16", network_case(name, what, "bf16", BATCH), "eager")
+    compiled("vgg16", "reduce-overhead")
+    network("vgg16", "bf16", 1024)
+
+    def layers(batch, suffix, found):
+        for c_in, c_out, size, k, groups in found:
+            tags = (f" k{k}" if k != 3 else "") + (f" g{groups}" if groups != 1 else "")
             for what in ["conv", "noise then conv", "conv input grad", "conv weight grad"]:
-                make = conv_case(what, BATCH, c_in, c_out, size, dtype)
-                add(f"{what} {c_in}>{c_out} {size}x{size} {dtype}", make)
+                make = conv_case(what, batch, c_in, c_out, size, "bf16", k, groups)
+                add(f"{what} {c_in}>{c_out} {size}x{size}{tags} bf16{suffix}", make)
+
+    layers(BATCH, "", [(*layer, 3, 1) for layer in BENCHED])
+    layers(1024, " batch 1024", [(*layer, 3, 1) for layer in BENCHED[1:]])
+    layers(1024, " batch 1024", RESNEXT)
+    compiled("resnext29", "reduce-overhead")
+    for dtype in ["bf16", "f32"]:
         note = "x + sigma * randn_like(x)"
         add(f"noise fast {dtype}", pointwise_case("noise", dtype), note)
         add(f"randn {dtype}", pointwise_case("randn", dtype))
@@ -252,33 +330,19 @@ def cases():
         add(f"batch norm + relu, train {dtype}", pointwise_case("bn train", dtype))
         add(f"batch norm + relu, eval {dtype}", pointwise_case("bn eval", dtype))
         add(f"batch norm + relu, backward {dtype}", bn_backward_case(dtype))
-    for dtype in ["bf16", "f32"]:
-        for what in ["forward", "forward and input gradient", "training pass", "training step"]:
-            add(f"vgg16 {what} {dtype}", network_case(what, dtype, BATCH), "eager")
-        add(f"vgg16 ensemble of 50 draws, 32 images {dtype}", network_case("ensemble of 50 draws", dtype, 32), "eager")
-        add(f"vgg16 C&W iteration {dtype}", network_case("C&W iteration", dtype, BATCH), "eager")
-    for what in ["training step", "forward"]:
-        make = network_case(what, "bf16", BATCH, "reduce-overhead")
-        add(f"vgg16 {what} bf16 compiled", make, "torch.compile, CUDA graphs")
-    every = ["conv", "noise then conv", "conv input grad", "conv weight grad"]
-    for layer in BENCHED[1:]:
-        c_in, c_out, size = layer
-        for what in every:
-            make = conv_case(what, 1024, c_in, c_out, size, "bf16")
-            add(f"{what} {c_in}>{c_out} {size}x{size} bf16 batch 1024", make)
-    for c_in, c_out, size, k, groups in RESNEXT:
-        tags = (f" k{k}" if k != 3 else "") + (f" g{groups}" if groups != 1 else "")
-        for what in every:
-            make = conv_case(what, 1024, c_in, c_out, size, "bf16", k, groups)
-            add(f"{what} {c_in}>{c_out} {size}x{size}{tags} bf16 batch 1024", make)
-    for c_in, c_out, size in LAYERS[len(BENCHED) :]:
-        for what in every:
-            add(f"{what} {c_in}>{c_out} {size}x{size} bf16", conv_case(what, BATCH, c_in, c_out, size, "bf16"))
+    network("vgg16", "f32")
+    for c_in, c_out, size in BENCHED:
+        for what in ["conv", "noise then conv", "conv input grad", "conv weight grad"]:
+            make = conv_case(what, BATCH, c_in, c_out, size, "f32")
+            add(f"{what} {c_in}>{c_out} {size}x{size} f32", make)
+    layers(BATCH, "", [(*layer, 3, 1) for layer in LAYERS[len(BENCHED) :]])
     for c_in, c_out, size in BENCHED[1:4]:
         for what in ["conv", "conv input grad", "conv weight grad"]:
-            add(f"{what} {c_in}>{c_out} {size}x{size} tf32", conv_case(what, BATCH, c_in, c_out, size, "f32"))
-    for what in ["training step", "forward"]:
-        add(f"vgg16 {what} bf16 batch 1024", network_case(what, "bf16", 1024), "eager")
+            make = conv_case(what, BATCH, c_in, c_out, size, "f32")
+            add(f"{what} {c_in}>{c_out} {size}x{size} tf32", make)
+    # Minutes of compiling.
+    compiled("vgg16", "max-autotune")
+    compiled("resnext29", "max-autotune")
     return found
 
 

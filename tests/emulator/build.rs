@@ -162,8 +162,12 @@ impl Compiler {
         command.args(["-std=c++17", "-O2", "-g1", "-fPIC", "-pthread"]);
         command.args(["-fvisibility=hidden", "-ftls-model=initial-exec"]);
         command.args(["-ffp-contract=off", "-fno-strict-aliasing"]);
+        // The host's extensions, where it is the host that will run it.
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+        if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("f16c")
+        {
             command.arg("-march=x86-64-v3");
         }
         if object.kernel {
