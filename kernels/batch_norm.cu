@@ -81,88 +81,103 @@ KERNEL(256) batch_norm_statistics(float *partial, const T *x, Span span) {
   }
 }
 
-/// A thread's share of one channel's parts of the statistics: every `step`-th of `first .. end`. `partial` is
-/// [chunks, 3, c]; a part is of `counts[i]` pixels, without counts (null) of `chunk`, but for the last.
-struct Share {
+/// Sums of a channel's values over the threads of a block that share it, in every one of the first CHANNELS threads:
+/// thread t has channel t % CHANNELS. Always in the same order.
+template <uint32_t CHANNELS, int K>
+__device__ __forceinline__ void sum_channels(double (&v)[K], double (&tile)[K][8][CHANNELS]) {
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (uint32_t d = 16; d >= CHANNELS; d /= 2) {
+#pragma unroll
+    for (int k = 0; k < K; k++) v[k] += __shfl_xor_sync(0xffffffffu, v[k], d);
+  }
+  if (lane < CHANNELS) {
+#pragma unroll
+    for (int k = 0; k < K; k++) tile[k][warp][lane] = v[k];
+  }
+  __syncthreads();
+  if (threadIdx.x >= CHANNELS) return;
+#pragma unroll
+  for (int k = 0; k < K; k++) {
+#pragma unroll
+    for (int w = 1; w < 8; w++) v[k] += tile[k][w][lane];
+  }
+}
+
+/// Parts of one channel's statistics. `partial` is [chunks, 3, c]; a part is of `counts[i]` pixels, without counts
+/// (null) of `chunk`, but for the last. A part without pixels may hold anything.
+struct Parts {
   const float *partial;  // at the channel
   const uint32_t *counts;
-  uint32_t pixels, c, chunk, first, end, step;
+  uint32_t pixels, c, chunk;
 
   __device__ __forceinline__ uint32_t count(uint32_t i) const {
     return counts ? counts[i] : min(chunk, pixels - i * chunk);
   }
   __device__ __forceinline__ const float *at(uint32_t i) const { return partial + (uint64_t)i * 3 * c; }
 
-  /// Sum over its pixels, and their number. A part without pixels may hold anything.
-  __device__ __forceinline__ double sum(uint32_t &own) const {
-    double sum = 0.0;
-    own = 0;
-    for (uint32_t i = first; i < end; i += step) {
-      const uint32_t n = count(i);
-      if (n > 0) sum += (double)n * ((double)at(i)[0] + (double)at(i)[c]);
-      own += n;
-    }
-    return sum;
+  /// About where the values lie: deviations from it are small where those from the mean are.
+  __device__ __forceinline__ double origin(uint32_t i) const {
+    return count(i) > 0 ? (double)at(i)[0] + (double)at(i)[c] : 0.0;
   }
 
-  /// Sum of squared deviations from `mean`.
-  __device__ __forceinline__ double squares(double mean) const {
-    double squares = 0.0;
+  /// Adds up every `step`-th of `first .. end`: pixels, and sum and sum of squares of their deviations from `origin`.
+  /// In f64 the squares of the parts' means cost no digit of the f32 that is wanted.
+  __device__ __forceinline__ void add(double (&to)[3], double origin, uint32_t first, uint32_t end, uint32_t step) const {
+#pragma unroll 8
     for (uint32_t i = first; i < end; i += step) {
       const uint32_t n = count(i);
-      if (n == 0) continue;
-      const double d = (double)at(i)[0] + (double)at(i)[c] - mean;
-      squares += (double)at(i)[2 * c] + (double)n * (d * d);
+      const float first_value = at(i)[0], mean = at(i)[c], squares = at(i)[2 * c];
+      const double d = n > 0 ? (double)first_value + (double)mean - origin : 0.0;
+      to[0] += n;
+      to[1] += n * d;
+      to[2] += n > 0 ? fma(n * d, d, (double)squares) : 0.0;
     }
-    return squares;
   }
 };
 
+/// The sum of squared deviations from the mean, of sums that Parts::add made.
+__device__ __forceinline__ double squares(const double (&sums)[3], double count) {
+  const double v = fma(-sums[1], sums[1] / count, sums[2]);
+  return v < 0.0 ? 0.0 : v;  // a maximum would lose a NaN
+}
+
 /// Many parts are merged in two steps: GROUP of them by a block of 32 channels, then what is left.
 constexpr uint32_t GROUP = 64;
-
-/// Sum over the eight threads of each of a block's 32 channels, in every one of them.
-__device__ __forceinline__ double sum_group(double v, double (&tile)[256]) {
-  tile[threadIdx.x] = v;
-  __syncthreads();
-  for (uint32_t half = 128; half >= 32; half /= 2) {
-    if (threadIdx.x < half) tile[threadIdx.x] += tile[threadIdx.x + half];
-    __syncthreads();
-  }
-  double sum = tile[threadIdx.x % 32];
-  __syncthreads();
-  return sum;
-}
 
 /// Statistics of GROUP parts each, `merged` and `merged_counts`, in the form of `partial` and `counts`; those are as
 /// batch_norm_finish takes them. The mean is stored as a float and what it lacks. Grid: groups, 32 channels each.
 KERNEL(256) batch_norm_merge(float *merged, uint32_t *merged_counts, const float *partial, const uint32_t *counts,
                              uint32_t pixels, uint32_t c, uint32_t chunks, uint32_t chunk) {
-  GPU_SHARED(double, tile, [256]);
-  const uint32_t channel = blockIdx.y * 32 + threadIdx.x % 32;
-  const uint32_t end = channel < c ? min(chunks, (blockIdx.x + 1) * GROUP) : 0;
-  const Share share = {partial + channel, counts, pixels, c, chunk, blockIdx.x * GROUP + threadIdx.x / 32, end, 8};
-  uint32_t own;
-  const double sum = share.sum(own);
-  const double count = sum_group((double)own, tile), m = sum_group(sum, tile) / (count > 0.0 ? count : 1.0);
-  const double squares = sum_group(share.squares(m), tile);
+  GPU_SHARED(double, tile, [3][8][32]);
+  const uint32_t channel = blockIdx.y * 32 + threadIdx.x % 32, first = blockIdx.x * GROUP;
+  const Parts parts = {partial + channel, counts, pixels, c, chunk};
+  double sums[3] = {}, origin = 0.0;
+  if (channel < c) {
+    origin = parts.origin(first);
+    parts.add(sums, origin, first + threadIdx.x / 32, min(chunks, first + GROUP), 8);
+  }
+  sum_channels<32>(sums, tile);
   if (threadIdx.x >= 32 || channel >= c) return;
+  const double count = sums[0] > 0.0 ? sums[0] : 1.0, m = origin + sums[1] / count;
   float *out = merged + (uint64_t)blockIdx.x * 3 * c + channel;
   out[0] = (float)m;
   out[c] = (float)(m - (double)(float)m);
-  out[2 * c] = (float)squares;
-  if (channel == 0) merged_counts[blockIdx.x] = (uint32_t)count;
+  out[2 * c] = (float)squares(sums, count);
+  if (channel == 0) merged_counts[blockIdx.x] = (uint32_t)sums[0];
 }
 
 /// Sums of GROUP rows each of `partial` [rows, c]: `merged` is [rows / GROUP, c]. Grid as above.
 KERNEL(256) batch_norm_merge_sums(float *merged, const float *partial, uint32_t c, uint32_t rows) {
-  GPU_SHARED(double, tile, [256]);
+  GPU_SHARED(double, tile, [1][8][32]);
   uint32_t channel = blockIdx.y * 32 + threadIdx.x % 32, end = min(rows, (blockIdx.x + 1) * GROUP);
-  double sum = 0.0;
-  if (channel < c)
-    for (uint32_t i = blockIdx.x * GROUP + threadIdx.x / 32; i < end; i += 8) sum += (double)partial[(uint64_t)i * c + channel];
-  sum = sum_group(sum, tile);
-  if (threadIdx.x < 32 && channel < c) merged[(uint64_t)blockIdx.x * c + channel] = (float)sum;
+  double sum[1] = {};
+  if (channel < c) {
+#pragma unroll 8
+    for (uint32_t i = blockIdx.x * GROUP + threadIdx.x / 32; i < end; i += 8) sum[0] += (double)partial[(uint64_t)i * c + channel];
+  }
+  sum_channels<32>(sum, tile);
+  if (threadIdx.x < 32 && channel < c) merged[(uint64_t)blockIdx.x * c + channel] = (float)sum[0];
 }
 
 /// Channels of a block of the last step: few, so that many threads share a channel's parts and no thread waits for
@@ -170,37 +185,27 @@ KERNEL(256) batch_norm_merge_sums(float *merged, const float *partial, uint32_t 
 constexpr uint32_t MERGED = 2;
 constexpr uint32_t SLOTS = 256 / MERGED;
 
-/// Sum over the threads of each of a block's channels, in every one of them.
-__device__ __forceinline__ double sum_chunks(double v, double (&tile)[256]) {
-  tile[threadIdx.x] = v;
-  __syncthreads();
-  for (uint32_t half = 128; half >= MERGED; half /= 2) {
-    if (threadIdx.x < half) tile[threadIdx.x] += tile[threadIdx.x + half];
-    __syncthreads();
-  }
-  double sum = tile[threadIdx.x % MERGED];
-  __syncthreads();
-  return sum;
-}
-
 /// All parts of the statistics merged, `partial` being [chunks, 3, c]: mean and 1 / sqrt(var + eps) with the
 /// biased variance; the running estimates move by `momentum`, the variance to the unbiased one. A part is of
 /// `counts[i]` pixels, without counts (null) of `chunk`, but for the last. MERGED channels a block.
 KERNEL(256) batch_norm_finish(float *mean, float *inv_std, float *running_mean, float *running_var,
                               const float *partial, const uint32_t *counts, uint32_t pixels, uint32_t c,
                               uint32_t chunks, uint32_t chunk, double momentum, double eps) {
-  GPU_SHARED(double, tile, [256]);
+  GPU_SHARED(double, tile, [3][8][MERGED]);
   const uint32_t channel = blockIdx.x * MERGED + threadIdx.x % MERGED;
-  const uint32_t end = channel < c ? chunks : 0;
-  const Share share = {partial + channel, counts, pixels, c, chunk, threadIdx.x / MERGED, end, SLOTS};
-  uint32_t own;
-  const double m = sum_chunks(share.sum(own), tile) / pixels;
-  const double squares = sum_chunks(share.squares(m), tile);
+  const Parts parts = {partial + channel, counts, pixels, c, chunk};
+  double sums[3] = {}, origin = 0.0;
+  if (channel < c) {
+    origin = parts.origin(0);
+    parts.add(sums, origin, threadIdx.x / MERGED, chunks, SLOTS);
+  }
+  sum_channels<MERGED>(sums, tile);
   if (threadIdx.x >= MERGED || channel >= c) return;
+  const double m = origin + sums[1] / pixels, var = squares(sums, pixels);
   mean[channel] = (float)m;
-  inv_std[channel] = (float)(1.0 / sqrt(squares / pixels + eps));
+  inv_std[channel] = (float)(1.0 / sqrt(var / pixels + eps));
   running_mean[channel] = (float)((1.0 - momentum) * running_mean[channel] + momentum * m);
-  running_var[channel] = (float)((1.0 - momentum) * running_var[channel] + momentum * (squares / (pixels - 1.0)));
+  running_var[channel] = (float)((1.0 - momentum) * running_var[channel] + momentum * (var / (pixels - 1.0)));
 }
 
 /// 1 / sqrt(var + eps).
@@ -278,20 +283,19 @@ KERNEL(256) batch_norm_sums(float *partial, const T *dy, const T *x, const float
 KERNEL(256) batch_norm_finish_sums(float *dgamma, float *dbeta, float *through, const float *partial,
                                    const float *inv_std, const float *gamma, uint32_t pixels, uint32_t c,
                                    uint32_t chunks) {
-  GPU_SHARED(double, tile, [256]);
+  GPU_SHARED(double, tile, [2][8][MERGED]);
   uint32_t channel = blockIdx.x * MERGED + threadIdx.x % MERGED;
-  double sum_g = 0.0, sum_gx = 0.0;
+  double sums[2] = {};
   if (channel < c) {
     for (uint32_t i = threadIdx.x / MERGED; i < chunks; i += SLOTS) {
       const float *at = partial + (uint64_t)i * 2 * c + channel;
-      sum_g += (double)at[0];
-      sum_gx += (double)at[c];
+      sums[0] += (double)at[0];
+      sums[1] += (double)at[c];
     }
   }
-  sum_g = sum_chunks(sum_g, tile);
-  sum_gx = sum_chunks(sum_gx, tile);
+  sum_channels<MERGED>(sums, tile);
   if (threadIdx.x >= MERGED || channel >= c) return;
-  double s = (double)inv_std[channel];
+  const double sum_g = sums[0], sum_gx = sums[1], s = (double)inv_std[channel];
   if (dgamma) {
     dgamma[channel] += (float)(sum_gx * s);
     dbeta[channel] += (float)sum_g;

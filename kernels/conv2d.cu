@@ -35,9 +35,11 @@ KERNEL(288, 2) conv2d_weight_grad(float *partial, const T *dy, const T *x, Outer
   outer::accumulate<T, NOISE>(partial, dy, x, p, rows, draw);
 }
 
-/// dw += sum over `splits` rows of w_len, db += sum over `bias_splits` rows of c_out, in the order of the rows modulo
-/// eight and then of the rows. 32 elements a block.
+/// dw += sum over `splits` rows of w_len, db += sum over `bias_splits` rows of c_out. 2^log_lanes threads share an
+/// element's rows: each adds up those that are equal modulo their number, and a tree adds the threads'. With VECTOR a
+/// thread has four elements; w_len and c_out are multiples of four then. 256 >> log_lanes threads' elements a block.
+template <bool VECTOR>
 KERNEL(256) conv2d_weight_grad_sum(float *dw, float *db, const float *partial, uint64_t w_len, uint32_t c_out,
-                                   uint32_t splits, uint32_t bias_splits) {
-  outer::add_rows(dw, db, partial, w_len, c_out, splits, bias_splits);
+                                   uint32_t splits, uint32_t bias_splits, uint32_t log_lanes) {
+  outer::add_rows<VECTOR>(dw, db, partial, w_len, c_out, splits, bias_splits, log_lanes);
 }

@@ -204,25 +204,49 @@ __device__ __forceinline__ void accumulate(float *partial, const T *dy, const T 
 }
 
 /// See conv2d_weight_grad_sum.
+template <bool VECTOR>
 __device__ __forceinline__ void add_rows(float *dw, float *db, const float *partial, uint64_t w_len, uint32_t c_out,
-                                         uint32_t splits, uint32_t bias_splits) {
-  GPU_SHARED(float, sums, [8][32]);
-  const uint32_t lane = threadIdx.x % 32, eighth = threadIdx.x / 32;
-  const uint64_t i = (uint64_t)blockIdx.x * 32 + lane;
+                                         uint32_t splits, uint32_t bias_splits, uint32_t log_lanes) {
+  constexpr uint32_t N = VECTOR ? 4 : 1;
+  GPU_SHARED(float, sums, [N][256]);
+  const uint32_t per_lane = 256u >> log_lanes, lane = threadIdx.x / per_lane;
+  const uint64_t i = ((uint64_t)blockIdx.x * per_lane + threadIdx.x % per_lane) * N;
   const bool is_w = i < w_len, is_b = !is_w && i < w_len + (bias_splits > 0 ? c_out : 0);
   const uint64_t row_len = is_w ? w_len : c_out;
   const uint32_t rows = is_w ? splits : is_b ? bias_splits : 0;
   const float *from = is_w ? partial + i : partial + splits * w_len + (i - w_len);
-  float sum = 0.0f;
-#pragma unroll 4
-  for (uint32_t row = eighth; row < rows; row += 8) sum += from[row * row_len];
-  sums[eighth][lane] = sum;
-  __syncthreads();
-  if (eighth == 0 && rows > 0) {
-    const float low = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
-    const float high = (sums[4][lane] + sums[5][lane]) + (sums[6][lane] + sums[7][lane]);
-    float *to = is_w ? dw + i : db + (i - w_len);
-    *to += low + high;
+  gpu::Vec<float> sum = {};
+#pragma unroll 8
+  for (uint32_t row = lane; row < rows; row += 1u << log_lanes) {
+    if constexpr (VECTOR) {
+      const gpu::Vec<float> v = gpu::load_vec(from + row * row_len);
+#pragma unroll
+      for (uint32_t j = 0; j < N; j++) sum.v[j] += v.v[j];
+    } else {
+      sum.v[0] += from[row * row_len];
+    }
+  }
+#pragma unroll 1
+  for (uint32_t half = 128; half >= per_lane; half /= 2) {
+    if (threadIdx.x >= half && threadIdx.x < 2 * half) {
+#pragma unroll
+      for (uint32_t j = 0; j < N; j++) sums[j][threadIdx.x] = sum.v[j];
+    }
+    __syncthreads();
+    if (threadIdx.x < half) {
+#pragma unroll
+      for (uint32_t j = 0; j < N; j++) sum.v[j] += sums[j][threadIdx.x + half];
+    }
+  }
+  if (lane != 0 || rows == 0) return;
+  float *const to = is_w ? dw + i : db + (i - w_len);
+  if constexpr (VECTOR) {
+    gpu::Vec<float> v = gpu::load_vec(to);
+#pragma unroll
+    for (uint32_t j = 0; j < N; j++) v.v[j] += sum.v[j];
+    gpu::store_vec(to, v);
+  } else {
+    *to += sum.v[0];
   }
 }
 

@@ -106,6 +106,16 @@ pub fn all(b: &Bench) -> Result<()> {
 
 /// Launch by launch.
 fn passes(b: &Bench, net: Network) -> Result<()> {
+    let whats = [
+        "forward",
+        "frozen forward, noise in the load",
+        "frozen forward, noise in the epilogue",
+        "forward and input gradient",
+        "training pass",
+    ];
+    if !whats.iter().any(|what| b.wanted(&net.name(what))) {
+        return Ok(());
+    }
     let n = net.n;
     let mut model = net.model(b)?;
     let x = b.values(INPUT.with_n(n), DType::F32, 1)?;

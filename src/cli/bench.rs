@@ -10,6 +10,7 @@ use noiseforge::models::{Arch, Config, Convolution};
 use noiseforge::ops::conv2d::model::{CARDS, Card};
 use noiseforge::ops::conv2d::predict::{Launch, Pass};
 use noiseforge::ops::conv2d::tune::{Effort, measure};
+use noiseforge::ops::noise;
 use noiseforge::report::Table;
 use noiseforge::tensor::{DType, Device, Shape};
 use serde_json::{Value, json};

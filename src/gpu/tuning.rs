@@ -34,7 +34,7 @@ pub type Sizes = [usize; 8];
 pub struct Measurement {
     /// The device's name.
     pub device: String,
-    /// `forward`, `noisy forward`, `input grad` or `weight grad`.
+    /// `forward`, `input grad` or `weight grad`.
     pub operation: String,
     /// The type of the activations.
     pub dtype: DType,

@@ -6,15 +6,16 @@ use std::str::FromStr;
 use super::{Grads, Layer, Pass};
 use crate::error::{Error, Result};
 use crate::ops::ensemble::repeat;
-use crate::ops::noise::Noise;
+use crate::ops::noise::{self, Noise};
 use crate::tensor::Tensor;
 
 /// Which pass over the data draws the noise in front of a convolution. The key says what is drawn; the
 /// place costs time and memory, and changes no bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Site {
-    /// The one that is cheapest: on a GPU the layer before, wherever nobody else reads its output; on
-    /// the CPU, and everywhere else, the convolution itself.
+    /// The one that is cheapest: on a GPU the layer before, wherever nobody else reads its output;
+    /// elsewhere the convolution itself on the CPU and where it has few channels or runs in f32, and a
+    /// pass of its own where it does not.
     ///
     /// A convolution draws its patch's noise once per tile and again for the weight gradient, overlaps
     /// included; a pass that writes the operand anyway draws every element once.
@@ -41,6 +42,11 @@ impl Site {
             Site::Apply => "apply",
             Site::Epilogue => "epilogue",
         }
+    }
+
+    /// Whether a pass of its own draws the noise on `x`, which nobody has drawn yet.
+    pub(super) fn is_alone(self, x: &Tensor) -> bool {
+        self == Site::Auto && x.gpu().is_some() && !noise::in_load(x.dtype(), x.shape().c)
     }
 
     /// Whether the layer that wrote `x`'s successor draws the noise of the next one.

@@ -9,7 +9,7 @@ use crate::ops::apply::{self, Norm, Then};
 use crate::ops::batch_norm::Activation;
 use crate::ops::conv2d::{self, Conv2d, Input};
 use crate::ops::fused_conv2d::{self, Epilogue};
-use crate::ops::noise::Noise;
+use crate::ops::noise::{self, Noise};
 use crate::ops::noisy_conv2d;
 use crate::ops::pool2d::Pool2d;
 use crate::tensor::{Shape, Tensor};
@@ -45,10 +45,10 @@ pub struct ConvBlock {
 
 /// What backward needs of forward.
 struct Saved {
-    /// The input as it came; not kept where the layer before makes it again.
+    /// What the convolution read; not kept where the layer before makes it again.
     x: Option<Tensor>,
     x_shape: Shape,
-    /// The noise drawn in the load, to be drawn again for the weight gradient.
+    /// The noise that `x`, or what is made again, does not carry: to be drawn again for the weight gradient.
     noise: Option<Noise>,
     /// What follows the convolution.
     applied: apply::Saved,
@@ -143,6 +143,11 @@ impl Layer for ConvBlock {
 
     fn forward(&mut self, x: Tensor, pass: &Pass, link: &Link<'_>) -> Result<Tensor> {
         let noise = self.noise.draw(pass).filter(|_| !link.drawn);
+        let alone = noise.as_ref().filter(|_| link.plan.site.is_alone(&x));
+        let (x, in_load) = match alone {
+            Some(noise) => (noise::forward(&x, noise)?, None),
+            None => (x, noise.as_ref()),
+        };
         let (w, b) = (
             &self.conv.weight.value,
             self.conv.bias.as_ref().map(|b| &b.value),
@@ -151,11 +156,15 @@ impl Layer for ConvBlock {
             statistics: pass.mode == Mode::Train && self.norm.is_some(),
             ..Epilogue::default()
         };
-        let input = Input::noisy(&x, noise.as_ref());
+        let input = Input::noisy(&x, in_load);
         let (z, extras) = fused_conv2d::forward(input, w, b, self.conv.geometry, &epilogue)?;
         let x_shape = x.shape();
         // Memory that nobody needs any more is free for what follows.
         let x = (pass.record && !link.remade).then_some(x);
+        let missing = match x {
+            Some(_) => in_load.cloned(),
+            None => noise,
+        };
 
         let norm = match &mut self.norm {
             None => Norm::None,
@@ -172,7 +181,7 @@ impl Layer for ConvBlock {
         self.saved = applied.map(|applied| Saved {
             x,
             x_shape,
-            noise,
+            noise: missing,
             applied,
             next: link.next.cloned(),
         });

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::batch_norm::{self, Activation};
 use crate::ops::conv2d::{self, Constant, Conv2d, Input};
 use crate::ops::fused_conv2d::{self, Epilogue, Extras};
-use crate::ops::noise::Noise;
+use crate::ops::noise::{self, Noise};
 use crate::ops::pool2d::Pool2d;
 use crate::ops::{linear, relu};
 use crate::tensor::{Shape, Tensor};
@@ -111,6 +111,11 @@ impl Layer for FrozenBlock {
 
     fn forward(&mut self, x: Tensor, pass: &Pass, link: &Link<'_>) -> Result<Tensor> {
         let noise = self.noise.draw(pass).filter(|_| !link.drawn);
+        let alone = |_: &&Noise| link.draws == 1 && link.plan.site.is_alone(&x);
+        let (x, noise) = match noise.as_ref().filter(alone) {
+            Some(noise) => (noise::forward(&x, noise)?, None),
+            None => (x, noise),
+        };
         let epilogue = Epilogue {
             statistics: false,
             residual: link.residual,

@@ -202,9 +202,16 @@ impl Reference<'_> {
     /// place of the largest element, and half a unit in the last place of its own in `dtype`.
     #[track_caller]
     pub fn assert_close(&self, what: &str, found: &Tensor, dtype: DType) {
+        self.assert_within(what, found, dtype, 0.0);
+    }
+
+    /// The same with `relative` of the largest element on top.
+    #[track_caller]
+    pub fn assert_within(&self, what: &str, found: &Tensor, dtype: DType, relative: f64) {
         let exact = self.exact.to_f64_vec();
         let largest = exact.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        let sum = 4.0 * distance(self.single, self.exact) + 8.0 * epsilon(DType::F32) * largest;
+        let sum = 4.0 * distance(self.single, self.exact)
+            + (8.0 * epsilon(DType::F32) + relative) * largest;
         for (i, (&exact, found)) in exact.iter().zip(found.to_f64_vec()).enumerate() {
             let rounding = match dtype {
                 DType::BF16 => epsilon(dtype) * (exact.abs() + sum),

@@ -205,7 +205,12 @@ fn what_follows_does_not_depend_on_the_blocking() {
                     single: &single[i],
                 };
                 let what = format!("{what} {}", ["mean", "variance"][i]);
-                reference.assert_close(&what, &found[2 + i], DType::F32);
+                // A tensor core cuts off what the sum of 16 products has behind the 24th bit, always towards
+                // zero (Fasi et al. 2021), so values shrink alike: by 2^-23 of themselves a sum at most, and
+                // their variance twice as much.
+                let sums = (case.w.row_len() as f64 / 16.0).ceil();
+                let cut = (1 + i) as f64 * sums * (-23f64).exp2();
+                reference.assert_within(&what, &found[2 + i], DType::F32, cut);
             }
             match &first {
                 None => first = Some(found),

@@ -38,7 +38,7 @@ fn every_blocking_that_fits_is_measured() {
     once(|gpu| {
         let cases = [
             (launch(Pass::Forward, false), "forward"),
-            (launch(Pass::Forward, true), "noisy forward"),
+            (launch(Pass::Forward, true), "forward"),
             (launch(Pass::InputGrad, false), "input grad"),
         ];
         let before = gpu.tuning().is_empty();
@@ -88,7 +88,7 @@ fn a_table_of_any_content_changes_no_bit() {
         for (i, blocking) in [0, 3, 5, 6, 7, 9, 0, 10, u32::MAX].into_iter().enumerate() {
             let measurements = kernels.map(|kernel| Measurement {
                 device: device.clone(),
-                operation: "noisy forward".to_string(),
+                operation: "forward".to_string(),
                 dtype: DType::BF16,
                 n: l.x.n,
                 sizes: l.sizes(),
@@ -119,7 +119,7 @@ fn a_new_table_is_heeded() {
         let switches = |blocking| {
             let measurement = Measurement {
                 device: device.clone(),
-                operation: "noisy forward".to_string(),
+                operation: "forward".to_string(),
                 dtype: DType::BF16,
                 n: l.x.n,
                 sizes: l.sizes(),

@@ -10,8 +10,8 @@ use super::{Conv2d, Input, Weights, mma_weight_grad, plan, wgmma};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
-use crate::ops::noise::Noise;
 use crate::ops::noise::gpu::Fused;
+use crate::ops::noise::{self, Noise};
 use crate::ops::spans::divisor;
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -63,7 +63,7 @@ fn plan_tensor_cores(op: &'static str, gpu: &Gpu, y: Shape, key: Key) -> Result<
         pool,
         // Whether there is noise or not: the bits of the statistics depend on the tiles, and must not on the
         // place where noise is drawn.
-        noise: !grad,
+        noise: !grad && noise::in_load(dtype, x.c),
         blocking: options.blocking,
         tuning: Some(&tuning),
         card: Card::of(gpu.properties()),
@@ -75,7 +75,7 @@ fn plan_tensor_cores(op: &'static str, gpu: &Gpu, y: Shape, key: Key) -> Result<
     let mma = |number| number < wgmma::FIRST_BLOCKING;
     if let Some(problem) = problem.filter(|_| !options.blocking.is_some_and(mma)) {
         let measured = || {
-            let (name, sizes) = (mma::operation(grad, !grad), mma::sizes(x, w, conv));
+            let (name, sizes) = (mma::operation(grad), mma::sizes(x, w, conv));
             tuning.blocking(name, dtype, wgmma::KERNEL, x.n, sizes)
         };
         let blocking = options.blocking.or_else(measured);
@@ -276,9 +276,17 @@ fn add_splits(
 ) -> Result<()> {
     let w = dw.shape();
     let elements = w.len() + if bias_rows > 0 { w.n } else { 0 };
+    let vector = w.len().is_multiple_of(4) && w.n.is_multiple_of(4);
+    let each = if vector { 4 } else { 1 };
+    let log_lanes = lanes(elements / each, rows, gpu.properties().multiprocessors).ilog2();
     kernels::conv2d_weight_grad_sum(
         gpu,
-        [launch_blocks(op, elements, 32)?, 1, 1],
+        vector,
+        [
+            launch_blocks(op, elements, (256 >> log_lanes) * each)?,
+            1,
+            1,
+        ],
         0,
         dw.ptr_mut()?,
         db,
@@ -287,5 +295,17 @@ fn add_splits(
         w.n as u32,
         rows,
         bias_rows,
+        log_lanes,
     )
+}
+
+/// Threads that share an element's rows of partial sums: several where there are many rows and too few elements to
+/// keep the device busy, at most 32.
+fn lanes(threads: usize, rows: u32, multiprocessors: usize) -> usize {
+    /// Rows whose loads a thread has in flight at a time.
+    const UNROLLED: usize = 8;
+    let busy = multiprocessors * 1024;
+    let wanted = (busy / threads.max(1)).max(1);
+    let most = (rows as usize / UNROLLED).max(1);
+    1 << wanted.min(most).min(32).ilog2()
 }

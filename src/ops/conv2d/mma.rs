@@ -323,11 +323,10 @@ fn times(
 pub(in crate::ops) const KERNEL: &str = "mma";
 
 /// What an operation is called in a table of measurements.
-pub(in crate::ops) fn operation(grad: bool, noise: bool) -> &'static str {
-    match (grad, noise) {
-        (true, _) => "input grad",
-        (false, true) => "noisy forward",
-        (false, false) => "forward",
+pub(in crate::ops) fn operation(grad: bool) -> &'static str {
+    match grad {
+        true => "input grad",
+        false => "forward",
     }
 }
 
@@ -417,7 +416,7 @@ pub(in crate::ops) fn plan(
     let kept = if demands.pool { 4 } else { 1 };
     let bytes = (dtype.size() * (from.len() + to.len() / kept + w.len())) as f64;
     let measured = demands.tuning.and_then(|tuning| {
-        let operation = operation(grad, demands.noise);
+        let operation = operation(grad);
         tuning.blocking(operation, dtype, KERNEL, x.n, sizes(x, w, conv))
     });
     let same = !phased

@@ -97,8 +97,8 @@ impl Launch {
     /// What it is called in a table of measurements.
     pub fn operation(&self) -> &'static str {
         match self.pass {
-            Pass::Forward => mma::operation(false, self.noise),
-            Pass::InputGrad => mma::operation(true, false),
+            Pass::Forward => mma::operation(false),
+            Pass::InputGrad => mma::operation(true),
             Pass::WeightGrad => "weight grad",
         }
     }
