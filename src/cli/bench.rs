@@ -307,10 +307,11 @@ fn tune(args: &Args, json: bool) -> Result<()> {
     for network in args.networks()? {
         for batch in args.batches() {
             for layer in &network.layers {
-                // With noise in the load: the choice holds without it as well.
+                // As networks run it: with noise in the load where that is the cheapest.
+                let forward = launch(layer, Pass::Forward, batch, args.dtype);
                 let forward = Launch {
-                    noise: true,
-                    ..launch(layer, Pass::Forward, batch, args.dtype)
+                    noise: forward.noise && noise::in_load(args.dtype, layer.x.c),
+                    ..forward
                 };
                 let grad = launch(layer, Pass::InputGrad, batch, args.dtype);
                 for launch in [forward, grad].map(|l| Launch {

@@ -14,9 +14,9 @@ use crate::error::Result;
 pub struct TensorMap(sys::CUtensorMap);
 
 impl TensorMap {
-    /// A tensor of 16-bit elements in boxes of `boxes`, innermost dimension first, 64 bytes wide there;
-    /// `strides` in elements, of all dimensions but the first. In shared memory the 16-byte pieces of a
-    /// box are exchanged by the 64-byte swizzle; what lies outside of the tensor is zero.
+    /// A tensor of 16-bit elements in boxes of `boxes`, innermost dimension first, 64 or 128 bytes wide
+    /// there; `strides` in elements, of all dimensions but the first. In shared memory the 16-byte pieces of
+    /// a box are exchanged by the swizzle of that width; what lies outside of the tensor is zero.
     ///
     /// Errors: the driver refuses sizes or strides.
     pub(crate) fn new(
@@ -30,6 +30,11 @@ impl TensorMap {
             Elem::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             Elem::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             other => panic!("a tensor map of {other:?}"),
+        };
+        let swizzle = match boxes[0] {
+            32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            other => panic!("a box {other} elements wide"),
         };
         gpu.bind()?;
         let sizes = sizes.map(|size| size as u64);
@@ -47,7 +52,7 @@ impl TensorMap {
                 boxes.as_ptr(),
                 [1u32; 4].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

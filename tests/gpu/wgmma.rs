@@ -106,6 +106,69 @@ fn agrees_with_the_cpu() {
     }
 }
 
+/// More tiles and channels than a block takes, added to what is there; noise in front gives the bits of noise drawn
+/// before.
+#[test]
+fn weight_gradients_agree_with_the_cpu() {
+    let more = [
+        [9, 16, 16, 64, 136, 3, 1, 1, 1],
+        [33, 4, 4, 136, 72, 3, 1, 1, 1],
+        [5, 8, 8, 128, 64, 3, 1, 1, 2],
+        [3, 16, 16, 136, 264, 1, 1, 0, 1],
+        [6, 8, 8, 80, 40, 1, 1, 0, 1],
+    ];
+    let more = more.map(|case| (Case::new(case), DType::BF16));
+    for (at, (case, dtype)) in cases().chain(more).enumerate() {
+        let i = inputs(&case, dtype);
+        let (dw0, db0) = (values(case.w, 21), values(Shape::vector(case.y.c), 22));
+        let noise = draw(case.x.n, Normals::Fast);
+        let results = |noisy: bool,
+                       activation: &dyn Fn(&Tensor) -> Result<Tensor>,
+                       parameter: &dyn Fn(&Tensor) -> Result<Tensor>| {
+            let (x, dy) = (activation(&i.x)?, activation(&i.dy)?);
+            let (mut dw, mut db) = (parameter(&dw0)?, parameter(&db0)?);
+            let db_wanted = at % 3 != 0;
+            let bias = db_wanted.then_some(&mut db);
+            match noisy {
+                true => noisy_conv2d::weight_grad(&dy, &x, &noise, &mut dw, bias, case.conv)?,
+                false => conv2d::weight_grad(&dy, &x, &mut dw, bias, case.conv)?,
+            }
+            Ok(vec![dw, db])
+        };
+        let found = run(|gpu| {
+            let activation = |t: &Tensor| t.to_gpu(gpu)?.to_dtype(dtype);
+            let parameter = |t: &Tensor| t.to_gpu(gpu);
+            let mut all = results(false, &activation, &parameter)?;
+            all.extend(results(true, &activation, &parameter)?);
+            let drawn = |t: &Tensor| {
+                let on_gpu = activation(t)?;
+                match t.shape() == case.x && std::ptr::eq(t, &i.x) {
+                    true => noise::forward(&on_gpu, &noise),
+                    false => Ok(on_gpu),
+                }
+            };
+            all.extend(results(false, &drawn, &parameter)?);
+            Ok(all)
+        });
+        for j in 0..2 {
+            let same = bits(&found[2 + j]) == bits(&found[4 + j]);
+            assert!(same, "{case:?} {dtype}: other bits with noise in front");
+        }
+        let on_cpu = |dtype| {
+            let convert = |t: &Tensor| t.to_dtype(dtype);
+            results(false, &convert, &convert).unwrap()
+        };
+        let (exact, single) = (on_cpu(DType::F64), on_cpu(DType::F32));
+        for (j, name) in ["dw", "db"].into_iter().enumerate() {
+            let reference = Reference {
+                exact: &exact[j],
+                single: &single[j],
+            };
+            reference.assert_close(&format!("{case:?} {dtype} {name}"), &found[j], DType::F32);
+        }
+    }
+}
+
 fn draw(n: usize, normals: Normals) -> Noise {
     Noise {
         key: Key::consecutive(5, Purpose::Test, 100, n, 3),

@@ -6,7 +6,7 @@
 use super::mma::{self, Demands, Operands};
 use super::model::Card;
 use super::plans::{Key, Plans};
-use super::{Conv2d, Input, Weights, mma_weight_grad, plan, wgmma};
+use super::{Conv2d, Input, Weights, mma_weight_grad, plan, wgmma, wgmma_weight_grad};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
@@ -195,11 +195,6 @@ pub(super) fn weight_grad(
     conv: Conv2d,
 ) -> Result<()> {
     let w = dw.shape();
-    let noise = Fused::new(gpu, noise, x.shape())?;
-    let device = mma_weight_grad::Device {
-        multiprocessors: gpu.properties().multiprocessors,
-        shared: gpu.properties().shared,
-    };
     let key = Key {
         grad: false,
         dtype: x.dtype(),
@@ -210,6 +205,21 @@ pub(super) fn weight_grad(
         bias: db.is_some(),
     };
     let plans = gpu.remembered::<Plans>();
+    let plan = plans.wgmma_weight_grad.get(key, || {
+        let Key { dtype, x, bias, .. } = key;
+        let problem = wgmma_weight_grad::Problem::new(gpu, dtype, x, w, dy.shape(), bias, conv);
+        Ok(problem.and_then(|problem| problem.plan(&Card::of(gpu.properties()))))
+    })?;
+    if let Some(plan) = plan {
+        // It reads what it multiplies as it lies in memory.
+        let drawn = noise.map(|noise| noise::forward(x, noise)).transpose()?;
+        return weight_grad_by_wgmma(op, gpu, &plan, dy, drawn.as_ref().unwrap_or(x), dw, db);
+    }
+    let noise = Fused::new(gpu, noise, x.shape())?;
+    let device = mma_weight_grad::Device {
+        multiprocessors: gpu.properties().multiprocessors,
+        shared: gpu.properties().shared,
+    };
     let plan = plans.weight_grad.get(key, || {
         let Key { dtype, x, bias, .. } = key;
         mma_weight_grad::plan(op, dtype, x, w, dy.shape(), bias, conv, device)
@@ -238,6 +248,28 @@ pub(super) fn weight_grad(
     };
     let rows = plan.p.partial_rows;
     add_splits(op, gpu, dw, db, partial.ptr(), rows, bias_splits)
+}
+
+fn weight_grad_by_wgmma(
+    op: &'static str,
+    gpu: &Gpu,
+    plan: &wgmma_weight_grad::Plan,
+    dy: &Tensor,
+    x: &Tensor,
+    dw: &mut Tensor,
+    db: Option<&mut Tensor>,
+) -> Result<()> {
+    let (t, splits) = (x.dtype(), plan.splits);
+    let bias_splits = if db.is_some() { splits as u32 } else { 0 };
+    let db = db.map_or(Ok(Ptr::null()), Tensor::ptr_mut)?;
+    if splits == 1 {
+        return plan.launch(gpu, t, dw.ptr_mut()?, db, dy.ptr(), x.ptr());
+    }
+    let mut partial = gpu.alloc::<f32>(plan.partial_len())?;
+    let to = partial.ptr_mut();
+    let bias = to.offset(splits * dw.shape().len() * size_of::<f32>());
+    plan.launch(gpu, t, to, bias, dy.ptr(), x.ptr())?;
+    add_splits(op, gpu, dw, db, partial.ptr(), splits as u32, bias_splits)
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -27,6 +27,7 @@ pub mod tune;
 mod weight_grad;
 mod weights;
 mod wgmma;
+mod wgmma_weight_grad;
 
 use super::ensemble::repeat;
 use super::isa::Isa;

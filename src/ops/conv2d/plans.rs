@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use super::{Conv2d, mma, mma_weight_grad};
+use super::{Conv2d, mma, mma_weight_grad, wgmma_weight_grad};
 use crate::error::Result;
 use crate::tensor::{DType, Shape};
 
@@ -27,6 +27,7 @@ pub(super) struct Key {
 pub(super) struct Plans {
     pub tensor_cores: Memo<mma::Plan>,
     pub weight_grad: Memo<mma_weight_grad::Plan>,
+    pub wgmma_weight_grad: Memo<wgmma_weight_grad::Plan>,
 }
 
 /// Plans by what they depend on; `None` where there is none.

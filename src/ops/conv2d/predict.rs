@@ -3,7 +3,7 @@
 use super::Conv2d;
 use super::mma::{self, Demands};
 use super::model::{Card, Times};
-use super::{mma_weight_grad, wgmma};
+use super::{mma_weight_grad, wgmma, wgmma_weight_grad};
 use crate::error::Result;
 use crate::gpu::tuning::{Sizes, Tuning};
 use crate::tensor::{DType, Shape};
@@ -191,6 +191,21 @@ impl Launch {
             shared: card.shared - 1024,
         };
         let (x, w) = (self.x, self.w);
+        let by_wgmma = wgmma_weight_grad::Problem::of_shapes(x, w, y, false, self.conv)
+            .filter(|_| card.arch == "sm_90a" && self.dtype != DType::F32 && blocking.is_none())
+            .and_then(|problem| problem.plan(card));
+        if let Some(plan) = by_wgmma {
+            let [rows, cols] = plan.block();
+            return Ok(Some(Prediction {
+                kernel: wgmma_weight_grad::KERNEL,
+                blocking: 0,
+                rows,
+                cols,
+                tile: plan.tile(),
+                blocks: plan.blocks(),
+                times: plan.times(card, self.bytes()?),
+            }));
+        }
         let plan = mma_weight_grad::plan(op, self.dtype, x, w, y, false, self.conv, device)?;
         let Some(plan) = plan.filter(|_| blocking.is_none()) else {
             return Ok(None);

@@ -172,7 +172,7 @@ impl Problem {
 }
 
 /// Sizes of equal parts of `len`, none larger than `most`, each once.
-fn cuts(len: usize, most: usize) -> impl Iterator<Item = usize> {
+pub(super) fn cuts(len: usize, most: usize) -> impl Iterator<Item = usize> {
     let mut last = 0;
     (1..=len)
         .map(move |count| len.div_ceil(count))

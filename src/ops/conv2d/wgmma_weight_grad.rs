@@ -1,0 +1,383 @@
+//! The weight gradient by `wgmma` (compute capability 9.0): which shapes it takes, how those are cut, and the
+//! launch. The kernel is `kernels/conv2d_wgmma_weight_grad.cu`, `kernels/weight_wgmma.cuh` says how it walks.
+
+use super::Conv2d;
+use super::model::{Card, Times};
+use super::wgmma::cuts;
+use crate::error::Result;
+use crate::gpu::kernels::conv2d_wgmma_weight_grad as kernels;
+use crate::gpu::kernels::{Dims, WeightPatches};
+use crate::gpu::{Gpu, Ptr, TensorMap};
+use crate::ops::spans::divisor;
+use crate::tensor::{DType, Shape};
+
+#[cfg(test)]
+mod tests;
+
+/// The family's name.
+pub(super) const KERNEL: &str = "conv2d_wgmma_weight_grad";
+
+/// Channels side by side in shared memory, and their bytes.
+const CHANNELS: usize = 64;
+const ROW: usize = 128;
+/// Of a block, less its tables.
+const SHARED: usize = 224 * 1024;
+const MAX_STAGES: usize = 6;
+/// Pixels of a tile: at most, and what divides them.
+const MAX_PIXELS: usize = 256;
+const STEP: usize = 32;
+const MAX_BOX: usize = 256;
+/// Most elements of all splits.
+const PARTIAL: usize = 64 << 20;
+
+/// A weight gradient of stride 1.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Problem {
+    x: Shape,
+    y: Shape,
+    k: usize,
+    pad: usize,
+    groups: usize,
+    bias: bool,
+}
+
+/// How it is cut.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) struct Plan {
+    problem: Problem,
+    /// Output channels of a block.
+    n: usize,
+    images: usize,
+    rows: usize,
+    cols: usize,
+    stages: usize,
+    pub splits: usize,
+    split_tiles: usize,
+}
+
+impl Problem {
+    /// Whether the kernel takes it.
+    pub fn new(
+        gpu: &Gpu,
+        dtype: DType,
+        x: Shape,
+        w: Shape,
+        y: Shape,
+        bias: bool,
+        conv: Conv2d,
+    ) -> Option<Problem> {
+        // Its machine code runs on 9.0 alone.
+        let device = gpu.properties().capability == (9, 0);
+        (device && matches!(dtype, DType::BF16 | DType::F16))
+            .then(|| Problem::of_shapes(x, w, y, bias, conv))
+            .flatten()
+    }
+
+    pub fn of_shapes(x: Shape, w: Shape, y: Shape, bias: bool, conv: Conv2d) -> Option<Problem> {
+        let k = w.h;
+        let (group_in, group_out) = (x.c / conv.groups, y.c / conv.groups);
+        // 16 bytes at a time; half of a block's channels may be idle, not more.
+        let channels = x.c.is_multiple_of(8)
+            && y.c.is_multiple_of(8)
+            && group_in.is_multiple_of(8)
+            && group_out.is_multiple_of(8)
+            && group_in >= CHANNELS / 2
+            && group_out >= CHANNELS / 2;
+        let small = [x, y].iter().all(|s| {
+            s.h < 1 << 15 && s.w < 1 << 15 && s.row_len() < 1 << 31 && s.pixels() < 1 << 31
+        });
+        (matches!(k, 1 | 3) && conv.stride == 1 && conv.pad < k && channels && small).then_some(
+            Problem {
+                x,
+                y,
+                k,
+                pad: conv.pad,
+                groups: conv.groups,
+                bias,
+            },
+        )
+    }
+
+    fn group_in(&self) -> usize {
+        self.x.c / self.groups
+    }
+
+    fn group_out(&self) -> usize {
+        self.y.c / self.groups
+    }
+
+    fn w_len(&self) -> usize {
+        self.y.c * self.k * self.k * self.group_in()
+    }
+
+    /// The cheapest cut; `None` where every tile would be mostly empty.
+    pub fn plan(&self, card: &Card) -> Option<Plan> {
+        let sizes: &[usize] = match self.k {
+            3 => &[64],
+            _ if self.group_out() > 128 => &[256],
+            _ => &[128],
+        };
+        let plans = sizes.iter().flat_map(|&n| {
+            cuts(self.y.w, MAX_PIXELS).flat_map(move |cols| {
+                cuts(self.y.h, MAX_PIXELS / cols).flat_map(move |rows| {
+                    let images = std::iter::successors(Some(1), |&i| Some(2 * i));
+                    images
+                        .take_while(move |&images| images * rows * cols <= MAX_PIXELS)
+                        .filter_map(move |images| Plan::new(*self, n, images, rows, cols, card))
+                })
+            })
+        });
+        plans.min_by(|a, b| a.clocks(card).total_cmp(&b.clocks(card)))
+    }
+}
+
+impl Plan {
+    /// A tile of this size; `None` if it does not fit or is mostly empty.
+    fn new(
+        problem: Problem,
+        n: usize,
+        images: usize,
+        rows: usize,
+        cols: usize,
+        card: &Card,
+    ) -> Option<Plan> {
+        let mut plan = Plan {
+            problem,
+            n,
+            images,
+            rows,
+            cols,
+            stages: 0,
+            splits: 1,
+            split_tiles: 0,
+        };
+        let y = problem.y;
+        let covered = plan.tiles() * plan.pixels();
+        let [_, patch_rows, patch_cols] = plan.patch();
+        plan.stages = (SHARED / plan.stage_bytes()).min(MAX_STAGES);
+        let fits = plan.pixels().is_multiple_of(STEP)
+            && covered <= 2 * y.pixels()
+            && patch_rows <= MAX_BOX
+            && patch_cols <= MAX_BOX
+            && plan.stages >= 2;
+        if !fits {
+            return None;
+        }
+        // What fills all multiprocessors once, twice, ...
+        let (tiles, pieces) = (plan.tiles(), plan.pieces());
+        let most = (PARTIAL / problem.w_len()).clamp(1, tiles);
+        let splits = (1..=4).map(|waves| (waves * card.multiprocessors / pieces).clamp(1, most));
+        splits
+            .chain([1])
+            .map(|splits| {
+                let split_tiles = tiles.div_ceil(splits);
+                Plan {
+                    splits: tiles.div_ceil(split_tiles),
+                    split_tiles,
+                    ..plan
+                }
+            })
+            .min_by(|a, b| a.clocks(card).total_cmp(&b.clocks(card)))
+    }
+
+    /// Blocks of 64 input channels of a tile.
+    fn patches(&self) -> usize {
+        if self.problem.k == 1 { 2 } else { 1 }
+    }
+
+    fn pixels(&self) -> usize {
+        self.images * self.rows * self.cols
+    }
+
+    /// Images, rows and columns.
+    fn patch(&self) -> [usize; 3] {
+        let more = self.problem.k - 1;
+        [self.images, self.rows + more, self.cols + more]
+    }
+
+    fn patch_bytes(&self) -> usize {
+        (self.patch().iter().product::<usize>() * ROW).next_multiple_of(1024)
+    }
+
+    fn stage_bytes(&self) -> usize {
+        self.patches() * self.patch_bytes() + self.n / CHANNELS * self.pixels() * ROW
+    }
+
+    fn in_blocks(&self) -> usize {
+        self.problem.group_in().div_ceil(self.patches() * CHANNELS)
+    }
+
+    fn out_blocks(&self) -> usize {
+        self.problem.group_out().div_ceil(self.n)
+    }
+
+    fn pieces(&self) -> usize {
+        self.problem.groups * self.in_blocks() * self.out_blocks()
+    }
+
+    fn down(&self) -> usize {
+        self.problem.y.h.div_ceil(self.rows)
+    }
+
+    fn across(&self) -> usize {
+        self.problem.y.w.div_ceil(self.cols)
+    }
+
+    fn tiles(&self) -> usize {
+        self.problem.y.n.div_ceil(self.images) * self.down() * self.across()
+    }
+
+    /// Clocks of the tensor cores for a tile: 64 x n x 16 products of a warpgroup each take n / 2.
+    fn tensor(&self) -> f64 {
+        let products = match self.problem.k {
+            1 => self.patches(),
+            k => k * k,
+        };
+        (self.pixels() / 16 * products * self.n / 2) as f64
+    }
+
+    /// Bytes of shared memory that a tile's products read and its copies write.
+    fn shared_bytes(&self) -> f64 {
+        let products = self.tensor() / (self.n / 2) as f64;
+        products * (2048 + 32 * self.n) as f64 + self.stage_bytes() as f64
+    }
+
+    /// Clocks of the launch on the multiprocessor with the most blocks.
+    fn clocks(&self, card: &Card) -> f64 {
+        /// Of the second-level cache, for one multiprocessor, a clock.
+        const L2: f64 = 30.0;
+        /// Of a stage: waiting for its data and for the last products.
+        const STAGE: f64 = 120.0;
+        /// A block's begin and end, and the launch that adds the splits.
+        const BLOCK: f64 = 4000.0;
+        const SUM: f64 = 3000.0;
+        let tile = self
+            .tensor()
+            .max(self.shared_bytes() / 128.0)
+            .max(self.stage_bytes() as f64 / L2)
+            + STAGE
+            // With two stages the next is on its way when it is needed.
+            + if self.stages == 2 { 0.1 * self.tensor() } else { 0.0 };
+        let blocks = self.pieces() * self.splits;
+        let waves = blocks.div_ceil(card.multiprocessors);
+        let partial = if self.splits > 1 { 2 * self.splits } else { 0 };
+        let dw =
+            ((partial + 2) * 4 * self.problem.w_len()) as f64 / (L2 * card.multiprocessors as f64);
+        let sum = if self.splits > 1 { SUM } else { 0.0 };
+        waves as f64 * (self.split_tiles as f64 * tile + BLOCK) + dw + sum
+    }
+
+    /// What the model says; `bytes` of memory.
+    pub fn times(&self, card: &Card, bytes: f64) -> Times {
+        let blocks = (self.pieces() * self.splits) as f64;
+        let all = blocks * self.split_tiles as f64;
+        let per_sm = card.multiprocessors as f64 * card.clock;
+        Times {
+            tensor: all * self.tensor() / per_sm,
+            issue: 0.0,
+            mufu: 0.0,
+            shared: all * self.shared_bytes() / 128.0 / per_sm,
+            l2: all * self.stage_bytes() as f64 / card.l2,
+            memory: bytes / card.memory,
+            blocks: self.clocks(card) / card.clock,
+            resident: 1,
+            waves: blocks / card.multiprocessors as f64,
+        }
+    }
+
+    /// Input and output channels, under all taps, of a block.
+    pub fn block(&self) -> [usize; 2] {
+        [self.patches() * CHANNELS, self.n]
+    }
+
+    /// Images, rows and columns.
+    pub fn tile(&self) -> [usize; 3] {
+        [self.images, self.rows, self.cols]
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.pieces() * self.splits
+    }
+
+    /// Floats of the partial sums; none where they are added to dw at once.
+    pub fn partial_len(&self) -> usize {
+        let bias = if self.problem.bias {
+            self.problem.y.c
+        } else {
+            0
+        };
+        match self.splits {
+            1 => 0,
+            splits => splits * (self.problem.w_len() + bias),
+        }
+    }
+
+    pub fn launch(&self, gpu: &Gpu, dtype: DType, dw: Ptr, db: Ptr, dy: Ptr, x: Ptr) -> Result<()> {
+        let Problem { x: from, y: to, .. } = self.problem;
+        let [images, patch_rows, patch_cols] = self.patch();
+        let map = |tensor: Ptr, s: Shape, cols: usize, rows: usize| {
+            let strides = [s.h * s.w * s.c, s.c, s.w * s.c];
+            let boxes = [CHANNELS, images, cols, rows].map(|size| size as u32);
+            TensorMap::new(gpu, tensor, [s.c, s.n, s.w, s.h], strides, boxes)
+        };
+        let (x_map, y_map) = (
+            map(x, from, patch_cols, patch_rows)?,
+            map(dy, to, self.cols, self.rows)?,
+        );
+        kernels::conv2d_wgmma_weight_grad(
+            gpu,
+            dtype,
+            self.problem.k as u32,
+            self.n as u32,
+            if self.problem.k == 1 { 2 } else { 3 },
+            [self.blocks() as u32, 1, 1],
+            (self.stages * self.stage_bytes()) as u32,
+            dw,
+            db,
+            x_map,
+            y_map,
+            self.patches_of(),
+        )
+    }
+
+    /// As the kernel takes it.
+    fn patches_of(&self) -> WeightPatches {
+        let problem = self.problem;
+        let dims = |s: Shape| Dims {
+            n: s.n as u32,
+            h: s.h as u32,
+            w: s.w as u32,
+            c: s.c as u32,
+        };
+        let [_, patch_rows, patch_cols] = self.patch();
+        WeightPatches {
+            x: dims(problem.x),
+            y: dims(problem.y),
+            pad: problem.pad as u32,
+            group_in: problem.group_in() as u32,
+            group_out: problem.group_out() as u32,
+            in_blocks: self.in_blocks() as u32,
+            out_blocks: self.out_blocks() as u32,
+            images: self.images as u32,
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            pixels: self.pixels() as u32,
+            patch_rows: patch_rows as u32,
+            patch_cols: patch_cols as u32,
+            by_images: divisor(self.images),
+            by_cols: divisor(self.cols),
+            tiles: self.tiles() as u32,
+            split_tiles: self.split_tiles as u32,
+            by_down: divisor(self.down()),
+            by_across: divisor(self.across()),
+            by_pieces: divisor(self.pieces()),
+            by_in_blocks: divisor(self.in_blocks()),
+            by_out_blocks: divisor(self.out_blocks()),
+            patch_bytes: self.patch_bytes() as u32,
+            stage_bytes: self.stage_bytes() as u32,
+            stages: self.stages as u32,
+            bias: problem.bias.into(),
+            direct: (self.splits == 1).into(),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+use super::*;
+use crate::ops::conv2d::model::CARDS;
+
+fn problem(x: Shape, c_out: usize, k: usize, groups: usize) -> Option<Problem> {
+    let conv = Conv2d {
+        stride: 1,
+        pad: k / 2,
+        groups,
+    };
+    let w = Shape::new(c_out, k, k, x.c / groups);
+    let y = conv.output_shape("test", x, w).unwrap();
+    Problem::of_shapes(x, w, y, true, conv)
+}
+
+/// Every pixel in one tile of one split, whatever the shape.
+#[test]
+fn tiles_and_splits_cover_all_pixels_once() {
+    let card = &CARDS[0];
+    let shapes = [
+        (Shape::new(128, 32, 32, 64), 64, 3, 1),
+        (Shape::new(1024, 2, 2, 512), 512, 3, 1),
+        (Shape::new(3, 7, 9, 40), 72, 3, 1),
+        (Shape::new(33, 8, 8, 512), 1024, 1, 1),
+        (Shape::new(5, 96, 96, 64), 128, 3, 2),
+    ];
+    for (x, c_out, k, groups) in shapes {
+        let plan = problem(x, c_out, k, groups).unwrap().plan(card).unwrap();
+        let p = plan.patches_of();
+        assert!(plan.splits * plan.split_tiles >= plan.tiles());
+        assert!(
+            (plan.splits - 1) * plan.split_tiles < plan.tiles(),
+            "an empty split"
+        );
+        assert!(plan.down() * plan.rows >= x.h && (plan.down() - 1) * plan.rows < x.h);
+        assert!(plan.across() * plan.cols >= x.w && (plan.across() - 1) * plan.cols < x.w);
+        assert_eq!(p.pixels % 32, 0);
+        assert!(plan.stages * plan.stage_bytes() <= SHARED && plan.stages >= 2);
+        assert!(plan.in_blocks() * plan.block()[0] >= x.c / groups);
+        assert!(plan.out_blocks() * plan.block()[1] >= c_out / groups);
+        // What the kernel keeps of a tile.
+        assert!(plan.pixels() <= MAX_PIXELS);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_left_to_others() {
+    assert!(problem(Shape::new(8, 8, 8, 3), 64, 3, 1).is_none());
+    assert!(problem(Shape::new(8, 8, 8, 64), 20, 3, 1).is_none());
+    assert!(problem(Shape::new(8, 8, 8, 64), 64, 5, 1).is_none());
+    // One pixel: tiles of 32 images are more than half empty.
+    let single = problem(Shape::new(1, 1, 1, 64), 64, 1, 1).unwrap();
+    assert!(single.plan(&CARDS[0]).is_none());
+}
