@@ -3,9 +3,10 @@
 
 use anyhow::Result;
 use noiseforge::models::{Arch, Config, Convolution};
-use noiseforge::ops::conv2d;
+use noiseforge::ops::conv2d::{self, Constant, Input};
 use noiseforge::ops::conv2d::model::Card;
 use noiseforge::ops::conv2d::predict::{Launch, Pass};
+use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Normals};
 use noiseforge::ops::noisy_conv2d;
 use noiseforge::tensor::{DType, Device};
@@ -132,20 +133,22 @@ fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<
     let (x_shape, conv) = (plain.x, layer.conv);
     let x = random(b, x_shape, DTYPE)?;
     let dy = random(b, plain.y()?, DTYPE)?;
-    let w = random(b, layer.w, DType::F32)?;
-    let mut dw = w.zeros_like()?;
+    // Packed once, as PyTorch's 16-bit weights are made once.
+    let w = Constant::new(random(b, layer.w, DType::F32)?);
+    let mut dw = w.tensor().zeros_like()?;
+    let none = Epilogue::default();
     let noise = noise_of(n, Normals::Fast);
     b.modelled(&name("conv"), work, model(plain)?, || {
-        conv2d::forward(&x, &w, None, conv)?;
+        fused_conv2d::forward(&x, &w, None, conv, &none)?;
         Ok(())
     })?;
     b.modelled(&name("noise then conv"), work, None, || {
-        conv2d::forward(&noise::forward(&x, &noise)?, &w, None, conv)?;
+        fused_conv2d::forward(&noise::forward(&x, &noise)?, &w, None, conv, &none)?;
         Ok(())
     })?;
     let noisy = model(launch(Pass::Forward, true))?;
     b.modelled(&name("noisy conv"), work, noisy, || {
-        noisy_conv2d::forward(&x, &noise, &w, None, conv)?;
+        fused_conv2d::forward(Input::noisy(&x, Some(&noise)), &w, None, conv, &none)?;
         Ok(())
     })?;
     let grad = model(launch(Pass::InputGrad, false))?;

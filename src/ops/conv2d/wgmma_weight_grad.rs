@@ -324,12 +324,14 @@ impl Plan {
             map(x, from, patch_cols, patch_rows)?,
             map(dy, to, self.cols, self.rows)?,
         );
+        let (groups, threads) = if self.problem.k == 1 { (2, 288) } else { (3, 512) };
         kernels::conv2d_wgmma_weight_grad(
             gpu,
             dtype,
             self.problem.k as u32,
             self.n as u32,
-            if self.problem.k == 1 { 2 } else { 3 },
+            groups,
+            threads,
             [self.blocks() as u32, 1, 1],
             (self.stages * self.stage_bytes()) as u32,
             dw,
