@@ -13,13 +13,10 @@ __device__ __forceinline__ float element<float>(float w) {
   return __uint_as_float(gpu::to_tf32(w));
 }
 
-} // namespace pack
-
-/// `packed` is [supergroups][slabs][rows][64 bytes], `w` OHWI. A thread writes 16 bytes.
+/// Piece i of 16 bytes.
 template <class T>
-KERNEL(256) pack_weights(T *packed, const float *w, Packing p) {
+__device__ __forceinline__ void piece(T *packed, const float *w, const Packing &p, uint64_t i) {
   constexpr uint32_t UNIT = gpu::Vec<T>::N;
-  const uint64_t i = (uint64_t)blockIdx.x * 256 + threadIdx.x;
   if (i >= (uint64_t)p.supergroups * p.slabs * p.rows * 4) return;
   const uint32_t row = i / 4 % p.rows, unit_of_slab = i % 4 ^ (row / 2 % 4);
   const uint32_t slab = i / 4 / p.rows % p.slabs, supergroup = i / 4 / p.rows / p.slabs;
@@ -46,7 +43,27 @@ KERNEL(256) pack_weights(T *packed, const float *w, Packing p) {
                               : ((uint64_t)(first * p.rows_group + row_in_group) * p.taps + tap) * p.channels_group + inside;
       value = w[at];
     }
-    v.v[e] = pack::element<T>(value);
+    v.v[e] = element<T>(value);
   }
   gpu::store_vec(packed + i * UNIT, v);
+}
+
+} // namespace pack
+
+/// `packed` is [supergroups][slabs][rows][64 bytes], `w` OHWI. A thread writes 16 bytes.
+template <class T>
+KERNEL(256) pack_weights(T *packed, const float *w, Packing p) {
+  pack::piece(packed, w, p, (uint64_t)blockIdx.x * 256 + threadIdx.x);
+}
+
+/// The same for all of `count` entries, whose blocks follow each other.
+template <class T>
+KERNEL(256) pack_all(const PackEntry *entries, uint32_t count) {
+  uint32_t at = 0;
+  for (uint32_t behind = count; behind - at > 1;) {
+    const uint32_t middle = (at + behind) / 2;
+    (entries[middle].first_block <= blockIdx.x ? at : behind) = middle;
+  }
+  const PackEntry entry = entries[at];
+  pack::piece(static_cast<T *>(entry.packed), entry.w, entry.p, (uint64_t)(blockIdx.x - entry.first_block) * 256 + threadIdx.x);
 }

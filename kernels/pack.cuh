@@ -21,3 +21,11 @@ struct Packing {
   /// Rows are input channels, sums run over output channels.
   uint32_t transposed;
 };
+
+/// One of many that are packed at once: weights, where they go, and the first of their blocks.
+struct PackEntry {
+  const float *w;
+  void *packed;
+  uint32_t first_block, padding;
+  Packing p;
+};

@@ -3,9 +3,9 @@
 
 use anyhow::Result;
 use noiseforge::models::{Arch, Config, Convolution};
-use noiseforge::ops::conv2d::{self, Constant, Input};
 use noiseforge::ops::conv2d::model::Card;
 use noiseforge::ops::conv2d::predict::{Launch, Pass};
+use noiseforge::ops::conv2d::{self, Constant, Input};
 use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Normals};
 use noiseforge::ops::noisy_conv2d;

@@ -7,6 +7,7 @@ use noiseforge::ensemble::{Average, Classifier, Differentiable, Ensemble};
 use noiseforge::models::{Arch, Config, Model};
 use noiseforge::nn::{Grads, Mode, NoisePlan, Pass, Site};
 use noiseforge::ops::adam::Adam;
+use noiseforge::ops::conv2d::Packs;
 use noiseforge::ops::conv2d::predict::Pass as Direction;
 use noiseforge::ops::loss::{Metrics, cross_entropy_step};
 use noiseforge::ops::margin;
@@ -189,7 +190,8 @@ fn training_step(b: &Bench, net: Network, noise: NoisePlan, what: &str) -> Resul
     });
     pushed?;
     let tensors = MultiTensor::new(slots)?;
-    let mut step = || {
+    let mut packs = Packs::new(&b.gpu);
+    let mut step = |packs: &mut Packs| {
         let batch = data.batch(&plan, &cursor, n, DType::F32)?;
         let pass = Pass {
             mode: Mode::Train,
@@ -200,15 +202,18 @@ fn training_step(b: &Bench, net: Network, noise: NoisePlan, what: &str) -> Resul
             }),
             record: true,
         };
-        let logits = model.forward(batch.x, &pass)?;
-        let dlogits = cross_entropy_step(&logits, &batch.labels, Some(&scale), &mut metrics)?;
-        model.accumulate(dlogits)?;
+        packs.during(|| {
+            let logits = model.forward(batch.x, &pass)?;
+            let dlogits = cross_entropy_step(&logits, &batch.labels, Some(&scale), &mut metrics)?;
+            model.accumulate(dlogits)
+        })?;
         sgd::step_all(&tensors, &rates, &cursor, &mut scale, settings.sgd)?;
         step::end(Some(&mut scale), &mut cursor)
     };
     b.gpu.reset_peak();
-    step()?;
-    let (graph, ()) = b.gpu.capture(step)?;
+    step(&mut packs)?;
+    packs.prepare()?;
+    let (graph, ()) = b.gpu.capture(|| step(&mut packs))?;
     let peak = b.gpu.memory_use().peak as f64 / 1e6;
     println!("{name}: {peak:.0} MB of device memory");
     b.case(name, net.work(3, n)?, || Ok(graph.launch()?))

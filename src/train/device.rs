@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, LOOK_EVERY, Repeated};
 use crate::models::Model;
 use crate::nn::{Entry, Mode, Pass};
+use crate::ops::conv2d::Packs;
 use crate::ops::loss::{Metrics, Totals, cross_entropy_step};
 use crate::ops::noise::{Key, Purpose};
 use crate::ops::sgd;
@@ -27,6 +28,7 @@ pub(super) struct DeviceRun {
     metrics: Metrics,
     scale: LossScale,
     tensors: Option<MultiTensor>,
+    packs: Packs,
     /// The step, by its number of rows: an epoch's last batch may have fewer.
     steps: HashMap<usize, Repeated>,
     /// The epoch the plan and the rates are of.
@@ -47,6 +49,7 @@ impl DeviceRun {
             metrics: Metrics::new(gpu)?,
             scale: LossScale::new(gpu, dtype)?,
             tensors: None,
+            packs: Packs::new(gpu),
             steps: HashMap::new(),
             epoch: None,
             replayed: 0,
@@ -112,6 +115,7 @@ impl DeviceRun {
         rows: usize,
     ) -> Result<()> {
         self.find_tensors(model, optimizer)?;
+        self.packs.prepare()?;
         let gpu = self.gpu.clone();
         let mut step = self.steps.remove(&rows).unwrap_or_default();
         let replayed = step.run(&gpu, || self.launch(model, settings, rows, true));
@@ -161,10 +165,12 @@ impl DeviceRun {
             }),
             record: true,
         };
-        let logits = model.forward(batch.x, &pass)?;
-        let dlogits =
-            cross_entropy_step(&logits, &batch.labels, Some(&self.scale), &mut self.metrics)?;
-        model.accumulate(dlogits)?;
+        let (scale, metrics) = (&self.scale, &mut self.metrics);
+        self.packs.during(|| {
+            let logits = model.forward(batch.x, &pass)?;
+            let dlogits = cross_entropy_step(&logits, &batch.labels, Some(scale), metrics)?;
+            model.accumulate(dlogits)
+        })?;
         if update {
             let tensors = self.tensors.as_ref().expect("built before");
             sgd::step_all(

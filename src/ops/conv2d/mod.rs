@@ -20,6 +20,7 @@ pub(in crate::ops) mod mma;
 mod mma_weight_grad;
 pub mod model;
 mod operand;
+mod packs;
 mod plan;
 mod plans;
 pub mod predict;
@@ -36,6 +37,7 @@ use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
+pub use packs::Packs;
 pub use weights::{Constant, Weights};
 
 /// Geometry of a convolution; the kernel's size is the weight's.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytemuck::bytes_of;
 
+use super::packs::Running;
 use crate::error::Result;
 use crate::gpu::kernels::Packing;
 use crate::gpu::{Buffer, Gpu};
@@ -84,7 +85,8 @@ impl Weights<'_> {
         pack: impl FnOnce() -> Result<Buffer<u8>>,
     ) -> Result<Arc<Buffer<u8>>> {
         let Some(constant) = self.constant else {
-            return pack().map(Arc::new);
+            let running = gpu.remembered::<Running>();
+            return running.form(self.w.ptr().address, packing, dtype, pack);
         };
         let mut forms = constant.forms.lock().unwrap_or_else(|e| e.into_inner());
         let same = |f: &&Form| f.dtype == dtype && bytes_of(&f.packing) == bytes_of(packing);

@@ -324,7 +324,11 @@ impl Plan {
             map(x, from, patch_cols, patch_rows)?,
             map(dy, to, self.cols, self.rows)?,
         );
-        let (groups, threads) = if self.problem.k == 1 { (2, 288) } else { (3, 512) };
+        let (groups, threads) = if self.problem.k == 1 {
+            (2, 288)
+        } else {
+            (3, 512)
+        };
         kernels::conv2d_wgmma_weight_grad(
             gpu,
             dtype,

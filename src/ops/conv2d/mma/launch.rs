@@ -6,6 +6,7 @@ use super::{Plan, WARPS};
 use crate::error::Result;
 use crate::gpu::kernels::{Epilogue, Gemm, conv2d_mma as kernels, pack};
 use crate::gpu::{Buffer, Gpu, Ptr, launch_blocks};
+use crate::ops::conv2d::packs::pieces;
 use crate::ops::conv2d::{Input, Weights};
 use crate::ops::noise::gpu::Fused;
 use crate::ops::spans::divisor;
@@ -15,7 +16,7 @@ use crate::tensor::{DType, Tensor};
 pub(in crate::ops) fn packed(gpu: &Gpu, plan: &Plan, w: Weights<'_>) -> Result<Arc<Buffer<u8>>> {
     let p = plan.packing;
     w.form(gpu, &p, plan.dtype, || {
-        let pieces = p.supergroups as usize * p.slabs as usize * p.rows as usize * 4;
+        let pieces = pieces(&p);
         let mut packed = gpu.alloc::<u8>(pieces * 16)?;
         let to = packed.ptr_mut().with_elem(plan.dtype.elem());
         let grid = [launch_blocks("conv2d", pieces, 256)?, 1, 1];
