@@ -72,8 +72,7 @@ impl Judge {
         let mut predictions = Vec::with_capacity(n);
         let images_at_once = (net.chunk / most).max(1);
         let indices: Vec<usize> = (0..n).collect();
-        for chunk in indices.chunks(images_at_once) {
-            let (x, labels) = data.batch(chunk)?;
+        let mut judge_chunk = |chunk: &[usize], (x, labels): (Tensor, Vec<u32>)| {
             let x = x.to(&device)?;
             let rows: Rows = chunk
                 .iter()
@@ -96,8 +95,24 @@ impl Judge {
                     scores.extend_from_slice(combined.data::<f32>());
                 }
             }
-            progress(predictions.len())?;
-        }
+            progress(predictions.len())
+        };
+        // The next images are fetched while these are judged.
+        std::thread::scope(|scope| {
+            let (send, receive) = std::sync::mpsc::sync_channel(1);
+            let chunks = indices.chunks(images_at_once);
+            scope.spawn({
+                let chunks = chunks.clone();
+                move || {
+                    chunks
+                        .map(|chunk| data.batch(chunk))
+                        .try_for_each(|b| send.send(b))
+                }
+            });
+            chunks
+                .zip(receive)
+                .try_for_each(|(chunk, batch)| judge_chunk(chunk, batch?))
+        })?;
         Ok(Evaluation {
             accuracy: draws
                 .iter()

@@ -26,17 +26,22 @@ use super::{BATCH, Bench, Work};
 const INPUT: Shape = Shape::new(1, 32, 32, 3);
 const LARGE_BATCH: usize = 1024;
 
-/// What is timed: a network with RSE's noise, in a type, on batches of a size.
+/// What is timed: a network in a type, on batches of a size, with RSE's noise or none.
 #[derive(Clone, Copy)]
 struct Network {
     arch: Arch,
     dtype: DType,
     n: usize,
+    noise: bool,
 }
 
 impl Network {
     fn config(self) -> Config {
-        Config::new(self.arch, INPUT, 10).with_noise(0.2, 0.1)
+        let config = Config::new(self.arch, INPUT, 10);
+        match self.noise {
+            true => config.with_noise(0.2, 0.1),
+            false => config,
+        }
     }
 
     fn model(self, b: &Bench) -> Result<Model> {
@@ -75,7 +80,12 @@ fn images(b: &Bench, n: usize) -> Result<Tensor> {
 }
 
 pub fn all(b: &Bench) -> Result<()> {
-    let network = |arch, dtype, n| Network { arch, dtype, n };
+    let network = |arch, dtype, n| Network {
+        arch,
+        dtype,
+        n,
+        noise: true,
+    };
     let vgg16 = network(Arch::Vgg16, DType::BF16, BATCH);
     let resnext = network(Arch::ResNeXt29, DType::BF16, BATCH);
     for net in [vgg16, resnext] {
@@ -84,6 +94,17 @@ pub fn all(b: &Bench) -> Result<()> {
         ensemble(b, net, 32)?;
         ensemble(b, net, 1)?;
         passes(b, net)?;
+        // What the noise costs.
+        let clean = Network {
+            noise: false,
+            ..net
+        };
+        training_step(
+            b,
+            clean,
+            NoisePlan::default(),
+            "training step without noise",
+        )?;
     }
     let plan = NoisePlan {
         site: Site::Load,
