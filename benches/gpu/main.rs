@@ -402,6 +402,7 @@ fn main() -> Result<()> {
     layers::all(&bench)?;
     memory_bound(&bench)?;
     ops::all(&bench, LARGE)?;
+    steps::single(&bench)?;
     convolutions(&bench)?;
     report(&bench);
     Ok(())

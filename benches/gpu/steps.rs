@@ -118,8 +118,17 @@ pub fn all(b: &Bench) -> Result<()> {
     training_step(b, vgg16, plan, "training step, inputs made again")?;
     let large = network(Arch::Vgg16, DType::BF16, LARGE_BATCH);
     training_step(b, large, NoisePlan::default(), "training step")?;
-    attack_step(b, large)?;
-    let full = network(Arch::Vgg16, DType::F32, BATCH);
+    attack_step(b, large)
+}
+
+/// In f32, on CUDA cores.
+pub fn single(b: &Bench) -> Result<()> {
+    let full = Network {
+        arch: Arch::Vgg16,
+        dtype: DType::F32,
+        n: BATCH,
+        noise: true,
+    };
     training_step(b, full, NoisePlan::default(), "training step")?;
     attack_step(b, full)?;
     ensemble(b, full, 32)?;

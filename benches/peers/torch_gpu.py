@@ -307,6 +307,7 @@ def cases():
         for what in ["forward", "forward and input gradient", "training pass"]:
             add(f"{name} {what} bf16", network_case(name, what, "bf16", BATCH), "eager")
     compiled("vgg16", "reduce-overhead")
+    compiled("resnext29", "reduce-overhead")
     network("vgg16", "bf16", 1024)
 
     def layers(batch, suffix, found):
@@ -319,7 +320,6 @@ def cases():
     layers(BATCH, "", [(*layer, 3, 1) for layer in BENCHED])
     layers(1024, " batch 1024", [(*layer, 3, 1) for layer in BENCHED[1:]])
     layers(1024, " batch 1024", RESNEXT)
-    compiled("resnext29", "reduce-overhead")
     for dtype in ["bf16", "f32"]:
         note = "x + sigma * randn_like(x)"
         add(f"noise fast {dtype}", pointwise_case("noise", dtype), note)
