@@ -1,12 +1,16 @@
 //! Accuracy of a network and of its ensemble, against the number of draws.
 
-use crate::data::Dataset;
+use std::ops::Range;
+
+use crate::data::{Dataset, DeviceData, Pick, Plan};
 use crate::ensemble::{Average, Ensemble, combine};
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::models::Model;
 use crate::ops::loss::{argmax, cross_entropy};
 use crate::ops::noise::{Purpose, Row, Rows};
-use crate::tensor::{Shape, Tensor};
+use crate::ops::step::Cursor;
+use crate::tensor::{DType, Shape, Tensor};
 
 /// How to judge.
 #[derive(Debug, Clone)]
@@ -44,15 +48,45 @@ impl Judge {
         ids: &[u32],
         progress: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Evaluation> {
+        if ids.len() != data.len() {
+            return Err(Error::argument("evaluate", "ids", data.len(), ids.len()));
+        }
+        let device = model.device().clone();
+        self.judge_chunks(model, data, progress, &mut |range, _| {
+            let (x, _) = data.batch(&range.clone().collect::<Vec<_>>())?;
+            let draw = self.first_draw;
+            let rows = ids[range].iter().map(|&id| Row { id, draw }).collect();
+            Ok((x.to(&device)?, rows))
+        })
+    }
+
+    /// The same for images that lie on the model's device, each named by its index.
+    pub(crate) fn judge_there(
+        &self,
+        model: &mut Model,
+        data: &Dataset,
+        there: &mut DeviceImages,
+    ) -> Result<Evaluation> {
+        self.judge_chunks(model, data, &mut |_| Ok(()), &mut |range, at_once| {
+            there.fetch(range, at_once, self.first_draw)
+        })
+    }
+
+    /// `fetch` gives images of a range, on the model's device, and names their noise; ranges follow each
+    /// other, all of the length that it is told but for the last.
+    fn judge_chunks(
+        &self,
+        model: &mut Model,
+        data: &Dataset,
+        progress: &mut dyn FnMut(usize) -> Result<()>,
+        fetch: &mut dyn FnMut(Range<usize>, usize) -> Result<(Tensor, Rows)>,
+    ) -> Result<Evaluation> {
         let mut draws = self.draws.clone();
         draws.sort_unstable();
         draws.dedup();
         let (Some(&most), false) = (draws.last(), draws.contains(&0)) else {
             return Err(Error::argument("evaluate", "draws", "at least 1", 0));
         };
-        if ids.len() != data.len() {
-            return Err(Error::argument("evaluate", "ids", data.len(), ids.len()));
-        }
         if data.image_shape() != model.config().input {
             let (expected, found) = (model.config().input, data.image_shape());
             return Err(Error::argument("evaluate", "images", expected, found));
@@ -62,7 +96,6 @@ impl Judge {
             let expected = format!("labels below {classes}, as the network has classes");
             return Err(Error::argument("evaluate", "labels", expected, label));
         }
-        let device = model.device().clone();
         let mut net = Ensemble::new(model, self.seed, Purpose::Eval, most)?;
         net.average = self.average;
 
@@ -71,48 +104,26 @@ impl Judge {
         let (mut loss, mut scores) = (0.0, Vec::with_capacity(n * classes));
         let mut predictions = Vec::with_capacity(n);
         let images_at_once = (net.chunk / most).max(1);
-        let indices: Vec<usize> = (0..n).collect();
-        let mut judge_chunk = |chunk: &[usize], (x, labels): (Tensor, Vec<u32>)| {
-            let x = x.to(&device)?;
-            let rows: Rows = chunk
-                .iter()
-                .map(|&i| Row {
-                    id: ids[i],
-                    draw: self.first_draw,
-                })
-                .collect();
+        for start in (0..n).step_by(images_at_once) {
+            let range = start..(start + images_at_once).min(n);
+            let labels = &data.labels()[range.clone()];
+            let (x, rows) = fetch(range, images_at_once)?;
             let z = net.logits_of_draws(&x, &rows)?.to_cpu()?;
             for (count, right) in draws.iter().zip(&mut right) {
-                let first: Vec<usize> = (0..chunk.len())
+                let first: Vec<usize> = (0..labels.len())
                     .flat_map(|i| (0..*count).map(move |j| i * most + j))
                     .collect();
                 let combined = combine(&z.gather_rows(&first)?, *count, self.average)?;
                 let classes = argmax(&combined)?;
-                *right += classes.iter().zip(&labels).filter(|(p, l)| p == l).count();
+                *right += classes.iter().zip(labels).filter(|(p, l)| p == l).count();
                 if *count == most {
-                    loss += cross_entropy(&combined, &labels)?.0.iter().sum::<f64>();
+                    loss += cross_entropy(&combined, labels)?.0.iter().sum::<f64>();
                     predictions.extend(classes);
                     scores.extend_from_slice(combined.data::<f32>());
                 }
             }
-            progress(predictions.len())
-        };
-        // The next images are fetched while these are judged.
-        std::thread::scope(|scope| {
-            let (send, receive) = std::sync::mpsc::sync_channel(1);
-            let chunks = indices.chunks(images_at_once);
-            scope.spawn({
-                let chunks = chunks.clone();
-                move || {
-                    chunks
-                        .map(|chunk| data.batch(chunk))
-                        .try_for_each(|b| send.send(b))
-                }
-            });
-            chunks
-                .zip(receive)
-                .try_for_each(|(chunk, batch)| judge_chunk(chunk, batch?))
-        })?;
+            progress(predictions.len())?;
+        }
         Ok(Evaluation {
             accuracy: draws
                 .iter()
@@ -133,5 +144,38 @@ impl Evaluation {
             .last()
             .expect("at least one number of draws")
             .1
+    }
+}
+
+/// A data set on a GPU, to be judged again and again.
+pub(crate) struct DeviceImages {
+    data: DeviceData,
+    cursor: Cursor,
+    /// All images in order, in batches of so many.
+    plan: Option<(usize, Plan)>,
+}
+
+impl DeviceImages {
+    /// Errors: as [`DeviceData::new`].
+    pub fn new(data: &Dataset, gpu: &Gpu) -> Result<Self> {
+        Ok(DeviceImages {
+            data: DeviceData::new(data, gpu)?,
+            cursor: Cursor::new(gpu)?,
+            plan: None,
+        })
+    }
+
+    fn fetch(&mut self, range: Range<usize>, at_once: usize, draw: u32) -> Result<(Tensor, Rows)> {
+        if self.plan.as_ref().is_none_or(|(rows, _)| *rows != at_once) {
+            let picks = (0..self.data.len() as u32).map(Pick::unmoved);
+            let plan = self.data.plan(&picks.collect::<Vec<_>>(), at_once)?;
+            self.plan = Some((at_once, plan));
+        }
+        let (_, plan) = self.plan.as_ref().expect("made above");
+        self.cursor.set((range.start / at_once) as u32, draw)?;
+        let batch = self
+            .data
+            .batch(plan, &self.cursor, range.len(), DType::F32)?;
+        Ok((batch.x, batch.rows))
     }
 }

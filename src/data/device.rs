@@ -14,6 +14,19 @@ use crate::tensor::{DType, Shape, Tensor};
 /// Which image a row of a batch is, what happens to it, and the name of its noise.
 pub use crate::gpu::kernels::Pick;
 
+impl Pick {
+    /// The image of this index as it is, its noise named by the index.
+    pub fn unmoved(index: u32) -> Self {
+        Pick {
+            index,
+            id: index,
+            dy: 0,
+            dx: 0,
+            flip: 0,
+        }
+    }
+}
+
 /// A data set on a GPU: bytes stay bytes there too.
 pub struct DeviceData {
     bytes: Option<Buffer<u8>>,

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::{Progress, Settings};
 use crate::data::{Dataset, DeviceData, Plan};
 use crate::error::{Error, Result};
+use crate::evaluate::DeviceImages;
 use crate::gpu::{Gpu, LOOK_EVERY, Repeated};
 use crate::models::Model;
 use crate::nn::{Entry, Mode, Pass};
@@ -22,6 +23,8 @@ use crate::tensor::DType;
 pub(super) struct DeviceRun {
     gpu: Gpu,
     data: DeviceData,
+    /// What the epochs are judged by.
+    pub test: DeviceImages,
     plan: Option<Plan>,
     rates: LearningRates,
     cursor: Cursor,
@@ -39,10 +42,17 @@ pub(super) struct DeviceRun {
 }
 
 impl DeviceRun {
-    pub fn new(gpu: &Gpu, train: &Dataset, steps: usize, dtype: DType) -> Result<Self> {
+    pub fn new(
+        gpu: &Gpu,
+        train: &Dataset,
+        test: &Dataset,
+        steps: usize,
+        dtype: DType,
+    ) -> Result<Self> {
         Ok(DeviceRun {
             gpu: gpu.clone(),
             data: DeviceData::new(train, gpu)?,
+            test: DeviceImages::new(test, gpu)?,
             plan: None,
             rates: LearningRates::new(gpu, steps)?,
             cursor: Cursor::new(gpu)?,

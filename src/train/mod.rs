@@ -239,7 +239,7 @@ impl<'a> Trainer<'a> {
             Device::Cpu => None,
             Device::Gpu(gpu) => {
                 let steps = steps_per_epoch(train.len(), settings.batch);
-                Some(DeviceRun::new(gpu, train, steps, model.dtype())?)
+                Some(DeviceRun::new(gpu, train, test, steps, model.dtype())?)
             }
         };
         Ok(Trainer {
@@ -495,8 +495,13 @@ impl<'a> Trainer<'a> {
             draws: vec![1],
             average: Average::default(),
         };
-        let ids: Vec<u32> = (0..self.test.len() as u32).collect();
-        let found = judge.judge(self.model, self.test, &ids, &mut |_| Ok(()))?;
+        let found = match &mut self.device {
+            Some(device) => judge.judge_there(self.model, self.test, &mut device.test)?,
+            None => {
+                let ids: Vec<u32> = (0..self.test.len() as u32).collect();
+                judge.judge(self.model, self.test, &ids, &mut |_| Ok(()))?
+            }
+        };
         Ok((found.loss, found.final_accuracy()))
     }
 }
