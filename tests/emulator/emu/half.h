@@ -25,23 +25,28 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
   return {uint16_t((u + 0x7fffu + ((u >> 16) & 1)) >> 16)};
 }
 
-#if defined(__FLT16_MAX__)
+// aarch64 has __fp16 in every C++ compiler, _Float16 from gcc 13 on alone.
+#if defined(__ARM_FP16_FORMAT_IEEE)
+using emu_float16 = __fp16;
+#elif defined(__FLT16_MAX__)
+using emu_float16 = _Float16;
+#else
+#error "the host's compiler has no _Float16 (gcc 12 or clang 15 on x86-64)"
+#endif
+
 inline float __half2float(__half h) {
-  _Float16 f;
+  emu_float16 f;
   memcpy(&f, &h.bits, 2);
   return float(f);
 }
 
 inline __half __float2half_rn(float f) {
   if (f != f) return {0x7fff};
-  _Float16 r = _Float16(f);
+  emu_float16 r = emu_float16(f);
   __half h;
   memcpy(&h.bits, &r, 2);
   return h;
 }
-#else
-#error "the host's compiler has no _Float16 (gcc 12 or clang 15 on x86-64, gcc 7 on aarch64)"
-#endif
 
 inline __nv_bfloat16 __float2bfloat16(float f) { return __float2bfloat16_rn(f); }
 inline __half __float2half(float f) { return __float2half_rn(f); }
