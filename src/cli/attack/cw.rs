@@ -125,16 +125,19 @@ impl CwArgs {
                     "abort_early": !self.no_abort_early,
                 })));
             }
-            let c = c.unwrap_or_default();
+            let (label, folder) = match c {
+                Some(c) => (format!("c {c}"), format!("c-{c}")),
+                None => ("cw".to_string(), "cw".to_string()),
+            };
             Job {
                 method: Method::Cw(params),
                 parameters,
                 eps: None,
                 folder: match several {
-                    true => self.run.out.join(format!("c-{c}")),
+                    true => self.run.out.join(folder),
                     false => self.run.out.clone(),
                 },
-                label: format!("c {c}"),
+                label,
             }
         });
         let (eot, mode) = match self.protocol {
