@@ -2,6 +2,7 @@
 //! its own, and what the model says beside (`noiseforge bench --model`).
 
 use anyhow::Result;
+use noiseforge::Shape;
 use noiseforge::models::{Arch, Config, Convolution};
 use noiseforge::ops::conv2d::model::Card;
 use noiseforge::ops::conv2d::predict::{Launch, Pass};
@@ -9,8 +10,7 @@ use noiseforge::ops::conv2d::{self, Constant, Input};
 use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Normals};
 use noiseforge::ops::noisy_conv2d;
-use noiseforge::tensor::{DType, Device};
-use noiseforge::{Shape, Tensor};
+use noiseforge::tensor::DType;
 
 use super::{BATCH, Bench, Work, noise_of};
 
@@ -82,13 +82,6 @@ pub fn all(b: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// Normals, drawn where they are used: the host would take longer than all that is measured.
-fn random(b: &Bench, shape: Shape, dtype: DType) -> Result<Tensor> {
-    let device = Device::Gpu(b.gpu.clone());
-    let zeros = Tensor::full_on(&device, shape, dtype, 0.0)?;
-    Ok(noise::forward(&zeros, &noise_of(shape.n, Normals::Fast))?)
-}
-
 /// The convolution alone.
 pub fn launch(layer: &Convolution, dtype: DType, n: usize, pass: Pass, noise: bool) -> Launch {
     Launch {
@@ -131,10 +124,10 @@ fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<
     };
     let work = Work::Flops(plain.operations()? as usize);
     let (x_shape, conv) = (plain.x, layer.conv);
-    let x = random(b, x_shape, DTYPE)?;
-    let dy = random(b, plain.y()?, DTYPE)?;
+    let x = b.values(x_shape, DTYPE, 1)?;
+    let dy = b.values(plain.y()?, DTYPE, 2)?;
     // Packed once, as PyTorch's 16-bit weights are made once.
-    let w = Constant::new(random(b, layer.w, DType::F32)?);
+    let w = Constant::new(b.values(layer.w, DType::F32, 3)?);
     let mut dw = w.tensor().zeros_like()?;
     let none = Epilogue::default();
     let noise = noise_of(n, Normals::Fast);

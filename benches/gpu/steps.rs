@@ -74,7 +74,7 @@ impl Network {
 fn images(b: &Bench, n: usize) -> Result<Tensor> {
     let mut x = b.values(INPUT.with_n(n), DType::F32, 1)?.to_cpu()?;
     for v in x.data_mut::<f32>() {
-        *v = 0.5 + 0.5 * *v;
+        *v = (0.5 + 0.25 * *v).clamp(0.0, 1.0);
     }
     Ok(x)
 }

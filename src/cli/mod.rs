@@ -10,6 +10,7 @@ mod devices;
 mod eval;
 mod gradcheck;
 mod noise;
+mod report;
 mod selftest;
 mod train;
 
@@ -49,6 +50,8 @@ enum Command {
     Audit(Box<audit::AuditArgs>),
     /// Find an attack's report again from the images it saved
     Verify(attack::verify::VerifyArgs),
+    /// Tables and figures of attacks, from their reports
+    Report(report::Args),
     /// Certified radii by randomised smoothing
     Certify(Box<certify::CertifyArgs>),
     /// Check every op's gradients against differences in double precision
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Selftest(args) => selftest::run(args, json),
         Command::Audit(args) => audit::run(args, json),
         Command::Verify(args) => attack::verify::run(args, json),
+        Command::Report(args) => report::run(args, json),
         Command::Certify(args) => certify::run(args, json),
         Command::Gradcheck(args) => gradcheck::run(args, json),
         Command::Bench(args) => bench::run(args, json),

@@ -256,6 +256,11 @@ fn median(sorted: &[f64], n: usize) -> Option<f64> {
     Some(0.5 * (sorted.get(low)? + sorted.get(high)?))
 }
 
+fn parsed(path: &Path) -> Result<Value> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::file(path, "JSON", e))
+}
+
 /// An attack's report, as `report.json` holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -289,9 +294,28 @@ impl Report {
     ///
     /// Errors: no such file; not a report; of another format; figures that are not those of its rows.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        let value: Value =
-            serde_json::from_slice(&bytes).map_err(|e| Error::file(path, "JSON", e))?;
+        Report::of_json(path, parsed(path)?)
+    }
+
+    /// Reads a report, or all of a file that holds several under `attacks`.
+    ///
+    /// Errors: as [`Report::read`]; none under `attacks`.
+    pub fn read_all(path: &Path) -> Result<Vec<Self>> {
+        let mut value = parsed(path)?;
+        let Some(Value::Array(several)) = value.get_mut("attacks").map(Value::take) else {
+            return Ok(vec![Report::of_json(path, value)?]);
+        };
+        if several.is_empty() {
+            return Err(Error::file(path, "at least one attack", "none"));
+        }
+        let reports = several
+            .into_iter()
+            .map(|value| Report::of_json(path, value));
+        reports.collect()
+    }
+
+    /// `path` is where it comes from.
+    fn of_json(path: &Path, value: Value) -> Result<Self> {
         match value.get("format").and_then(Value::as_u64) {
             Some(format) if format == u64::from(FORMAT) => {}
             Some(format) => {

@@ -342,12 +342,12 @@ impl Plan {
             db,
             x_map,
             y_map,
-            self.patches_of(),
+            self.arguments(),
         )
     }
 
     /// As the kernel takes it.
-    fn patches_of(&self) -> WeightPatches {
+    fn arguments(&self) -> WeightPatches {
         let problem = self.problem;
         let dims = |s: Shape| Dims {
             n: s.n as u32,

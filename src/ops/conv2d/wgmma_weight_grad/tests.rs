@@ -25,7 +25,7 @@ fn tiles_and_splits_cover_all_pixels_once() {
     ];
     for (x, c_out, k, groups) in shapes {
         let plan = problem(x, c_out, k, groups).unwrap().plan(card).unwrap();
-        let p = plan.patches_of();
+        let p = plan.arguments();
         assert!(plan.splits * plan.split_tiles >= plan.tiles());
         assert!(
             (plan.splits - 1) * plan.split_tiles < plan.tiles(),
