@@ -18,7 +18,7 @@ Example:
 
 Writes DIR/report.html, one self-contained page, and its figures as DIR/*.svg. Every number follows from
 the images' rows in the report.json files: nothing is computed again. Attacks on the same weights and images
-are also put together: an image counts by the attack that did best on it.")]
+within the same bound (or without one) are also put together: an image counts by the one that did best on it.")]
 pub struct Args {
     /// Attacks: their folders or report.json files, with or without a name to show
     #[arg(value_name = "[NAME=]DIR", required = true)]
@@ -129,7 +129,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Several attacks on the same images and weights, judged alike.
+/// Several attacks on the same images and weights, within the same bound, judged alike.
 struct Together {
     weights: String,
     names: Vec<String>,
@@ -143,17 +143,16 @@ fn together(runs: &[Run]) -> Vec<Together> {
     let mut groups: Vec<(String, Vec<(String, &Report)>)> = Vec::new();
     for (run, report) in all {
         let ids: Vec<u32> = report.images.iter().map(|image| image.id).collect();
-        let weights = report.parameters.get("weights").and_then(Value::as_str);
+        let setting = |name| report.parameters.get(name);
+        // What may be done to an image: attacks of other budgets say nothing together.
+        let budget = (
+            setting("norm").filter(|_| report.robustbench.eps.is_some()),
+            report.robustbench.eps,
+        );
+        let jury = (&report.rule, report.ensemble, report.verdicts);
         let key = format!(
             "{:?}",
-            (
-                weights,
-                report.parameters.get("data"),
-                ids,
-                &report.rule,
-                report.ensemble,
-                report.verdicts
-            )
+            (setting("weights"), setting("data"), ids, budget, jury)
         );
         let entry = (run.label(report), report);
         match groups.iter_mut().find(|(known, _)| *known == key) {
