@@ -72,9 +72,7 @@ impl Problem {
         y: Shape,
         conv: Conv2d,
     ) -> Option<Problem> {
-        // Its machine code runs on 9.0 alone.
-        let device = gpu.properties().capability == (9, 0);
-        (device && matches!(dtype, DType::BF16 | DType::F16))
+        runs_on(gpu, dtype)
             .then(|| Problem::of_shapes(backward, x, w, y, conv))
             .flatten()
     }
@@ -101,10 +99,7 @@ impl Problem {
             && from_group >= CHUNK
             && to_group >= CHUNK
             && (conv.groups == 1 || from_group.is_multiple_of(CHUNK));
-        let small = [from, to].iter().all(|s| {
-            s.h < 1 << 15 && s.w < 1 << 15 && s.row_len() < 1 << 31 && s.pixels() < 1 << 31
-        });
-        (channels && small).then_some(Problem {
+        (channels && counts(from) && counts(to)).then_some(Problem {
             from,
             to,
             k,
@@ -169,6 +164,37 @@ impl Problem {
             .filter(|plan| !pool || plan.pools())
             .min_by_key(|plan| plan.clocks(multiprocessors))
     }
+}
+
+/// Whether a device runs the family's machine code on this type: that of 9.0 runs there alone.
+pub(super) fn runs_on(gpu: &Gpu, dtype: DType) -> bool {
+    gpu.properties().capability == (9, 0) && matches!(dtype, DType::BF16 | DType::F16)
+}
+
+/// Whether the kernels can count a tensor's pixels and a row's values.
+pub(super) fn counts(s: Shape) -> bool {
+    s.h < 1 << 15 && s.w < 1 << 15 && s.row_len() < 1 << 31 && s.pixels() < 1 << 31
+}
+
+/// As the kernels take it, of a shape that they can count.
+pub(super) fn dims(s: Shape) -> Dims {
+    Dims {
+        n: s.n as u32,
+        h: s.h as u32,
+        w: s.w as u32,
+        c: s.c as u32,
+    }
+}
+
+/// A tensor as (channels, images, columns, rows), images inside of columns and rows, in boxes of so many.
+pub(super) fn tensor_map(
+    gpu: &Gpu,
+    tensor: Ptr,
+    Shape { n, h, w, c }: Shape,
+    boxes: [usize; 4],
+) -> Result<TensorMap> {
+    let boxes = boxes.map(|size| size as u32);
+    TensorMap::new(gpu, tensor, [c, n, w, h], [h * w * c, c, w * c], boxes)
 }
 
 /// Sizes of equal parts of `len`, none larger than `most`, each once.
@@ -421,10 +447,8 @@ impl Plan {
         next: &Fused,
     ) -> Result<()> {
         let halo = self.halo();
-        let Shape { n, h, w, c } = self.problem.from;
-        // Images inside of columns and rows.
-        let boxes = [CHUNK, self.images, self.patch_cols, self.patch_rows].map(|size| size as u32);
-        let map = TensorMap::new(gpu, o.x, [c, n, w, h], [h * w * c, c, w * c], boxes)?;
+        let boxes = [CHUNK, self.images, self.patch_cols, self.patch_rows];
+        let map = tensor_map(gpu, o.x, self.problem.from, boxes)?;
         let blocks = (halo.tiles as usize).min(gpu.properties().multiprocessors);
         kernels::conv2d_wgmma(
             gpu,
@@ -456,12 +480,6 @@ impl Plan {
     /// As the kernel takes it.
     fn halo(&self) -> Halo {
         let problem = self.problem;
-        let dims = |s: Shape| Dims {
-            n: s.n as u32,
-            h: s.h as u32,
-            w: s.w as u32,
-            c: s.c as u32,
-        };
         let [images, down, across, blocks] = self.tiles();
         let pieces = (self.patch_pixels() * 4).div_ceil(CONSUMERS);
         Halo {

@@ -3,11 +3,11 @@
 
 use super::Conv2d;
 use super::model::{Card, Times};
-use super::wgmma::cuts;
+use super::wgmma::{counts, cuts, dims, runs_on, tensor_map};
 use crate::error::Result;
+use crate::gpu::kernels::WeightPatches;
 use crate::gpu::kernels::conv2d_wgmma_weight_grad as kernels;
-use crate::gpu::kernels::{Dims, WeightPatches};
-use crate::gpu::{Gpu, Ptr, TensorMap};
+use crate::gpu::{Gpu, Ptr};
 use crate::ops::spans::divisor;
 use crate::tensor::{DType, Shape};
 
@@ -66,9 +66,7 @@ impl Problem {
         bias: bool,
         conv: Conv2d,
     ) -> Option<Problem> {
-        // Its machine code runs on 9.0 alone.
-        let device = gpu.properties().capability == (9, 0);
-        (device && matches!(dtype, DType::BF16 | DType::F16))
+        runs_on(gpu, dtype)
             .then(|| Problem::of_shapes(x, w, y, bias, conv))
             .flatten()
     }
@@ -83,19 +81,20 @@ impl Problem {
             && group_out.is_multiple_of(8)
             && group_in >= CHANNELS / 2
             && group_out >= CHANNELS / 2;
-        let small = [x, y].iter().all(|s| {
-            s.h < 1 << 15 && s.w < 1 << 15 && s.row_len() < 1 << 31 && s.pixels() < 1 << 31
-        });
-        (matches!(k, 1 | 3) && conv.stride == 1 && conv.pad < k && channels && small).then_some(
-            Problem {
-                x,
-                y,
-                k,
-                pad: conv.pad,
-                groups: conv.groups,
-                bias,
-            },
-        )
+        (matches!(k, 1 | 3)
+            && conv.stride == 1
+            && conv.pad < k
+            && channels
+            && counts(x)
+            && counts(y))
+        .then_some(Problem {
+            x,
+            y,
+            k,
+            pad: conv.pad,
+            groups: conv.groups,
+            bias,
+        })
     }
 
     fn group_in(&self) -> usize {
@@ -315,15 +314,8 @@ impl Plan {
     pub fn launch(&self, gpu: &Gpu, dtype: DType, dw: Ptr, db: Ptr, dy: Ptr, x: Ptr) -> Result<()> {
         let Problem { x: from, y: to, .. } = self.problem;
         let [images, patch_rows, patch_cols] = self.patch();
-        let map = |tensor: Ptr, s: Shape, cols: usize, rows: usize| {
-            let strides = [s.h * s.w * s.c, s.c, s.w * s.c];
-            let boxes = [CHANNELS, images, cols, rows].map(|size| size as u32);
-            TensorMap::new(gpu, tensor, [s.c, s.n, s.w, s.h], strides, boxes)
-        };
-        let (x_map, y_map) = (
-            map(x, from, patch_cols, patch_rows)?,
-            map(dy, to, self.cols, self.rows)?,
-        );
+        let x_map = tensor_map(gpu, x, from, [CHANNELS, images, patch_cols, patch_rows])?;
+        let y_map = tensor_map(gpu, dy, to, [CHANNELS, images, self.cols, self.rows])?;
         let (groups, threads) = if self.problem.k == 1 {
             (2, 288)
         } else {
@@ -349,12 +341,6 @@ impl Plan {
     /// As the kernel takes it.
     fn arguments(&self) -> WeightPatches {
         let problem = self.problem;
-        let dims = |s: Shape| Dims {
-            n: s.n as u32,
-            h: s.h as u32,
-            w: s.w as u32,
-            c: s.c as u32,
-        };
         let [_, patch_rows, patch_cols] = self.patch();
         WeightPatches {
             x: dims(problem.x),
