@@ -24,14 +24,14 @@ fn select(linear: &Linear, criterion: &Criterion, ids: &[u32]) -> (Tensor, Crite
     (x, criterion.select(&indices))
 }
 
-/// Attacks the images `ids` of a linear problem with this noise on the image.
-pub fn white_of(
+/// Shows the images `ids` of a linear problem, with this noise on the image, to an attack.
+fn on_images(
     linear: &Linear,
     sigma: f32,
-    attack: &dyn WhiteBoxAttack,
     criterion: &Criterion,
     options: &Options,
     ids: &[u32],
+    attack: impl FnOnce(&mut Ensemble<'_>, Targets<'_>) -> Result<Vec<Found>>,
 ) -> Vec<Found> {
     let mut model = linear.model(sigma).unwrap();
     let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, options.passes).unwrap();
@@ -41,7 +41,21 @@ pub fn white_of(
         ids,
         criterion: &criterion,
     };
-    attack_white_box(&mut net, targets, attack, options, &mut |_| Ok(())).unwrap()
+    attack(&mut net, targets).unwrap()
+}
+
+/// Attacks the images `ids` of a linear problem with this noise on the image.
+pub fn white_of(
+    linear: &Linear,
+    sigma: f32,
+    attack: &dyn WhiteBoxAttack,
+    criterion: &Criterion,
+    options: &Options,
+    ids: &[u32],
+) -> Vec<Found> {
+    on_images(linear, sigma, criterion, options, ids, |net, targets| {
+        attack_white_box(net, targets, attack, options, &mut |_| Ok(()))
+    })
 }
 
 /// [`white_of`] with scores alone.
@@ -53,15 +67,9 @@ pub fn black_of(
     options: &Options,
     ids: &[u32],
 ) -> Vec<Found> {
-    let mut model = linear.model(sigma).unwrap();
-    let mut net = Ensemble::new(&mut model, 7, Purpose::Attack, options.passes).unwrap();
-    let (x, criterion) = select(linear, criterion, ids);
-    let targets = Targets {
-        x: &x,
-        ids,
-        criterion: &criterion,
-    };
-    attack_black_box(&mut net, targets, attack, options, &mut |_| Ok(())).unwrap()
+    on_images(linear, sigma, criterion, options, ids, |net, targets| {
+        attack_black_box(net, targets, attack, options, &mut |_| Ok(()))
+    })
 }
 
 /// Many rows at once, for attacks that ask for many.
