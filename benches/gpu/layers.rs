@@ -82,21 +82,6 @@ pub fn all(b: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// The convolution alone.
-pub fn launch(layer: &Convolution, dtype: DType, n: usize, pass: Pass, noise: bool) -> Launch {
-    Launch {
-        pass,
-        dtype,
-        x: layer.x.with_n(n),
-        draws: 1,
-        w: layer.w,
-        conv: layer.conv,
-        pool: false,
-        residual: false,
-        noise,
-    }
-}
-
 fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<()> {
     let batch = if n == BATCH {
         String::new()
@@ -115,7 +100,10 @@ fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<
     if !whats.iter().any(|what| b.wanted(&name(what))) {
         return Ok(());
     }
-    let launch = |pass, noise| launch(layer, DTYPE, n, pass, noise);
+    let launch = |pass, noise| Launch {
+        noise,
+        ..layer.launch(pass, DTYPE, n)
+    };
     let plain = launch(Pass::Forward, false);
     let (card, tuning) = (Card::of(b.gpu.properties()), b.gpu.tuning());
     let model = |launch: Launch| -> Result<Option<f64>> {

@@ -20,7 +20,6 @@ use noiseforge::tensor::{DType, Device};
 use noiseforge::train::Settings;
 use noiseforge::{Shape, Tensor};
 
-use super::layers::launch;
 use super::{BATCH, Bench, Work};
 
 const INPUT: Shape = Shape::new(1, 32, 32, 3);
@@ -63,8 +62,9 @@ impl Network {
     fn work(self, passes: usize, images: usize) -> Result<Work> {
         let mut operations = 0.0;
         for layer in self.config().convolutions()? {
-            operations +=
-                launch(&layer, self.dtype, images, Direction::Forward, false).operations()?;
+            operations += layer
+                .launch(Direction::Forward, self.dtype, images)
+                .operations()?;
         }
         Ok(Work::Flops(passes * operations as usize))
     }

@@ -118,15 +118,10 @@ impl Args {
 /// A layer's launch. In the forward pass the pool is its own only where batch norm is folded.
 fn launch(layer: &Convolution, pass: Pass, n: usize, dtype: DType) -> Launch {
     Launch {
-        pass,
-        dtype,
-        x: layer.x.with_n(n),
-        draws: 1,
-        w: layer.w,
-        conv: layer.conv,
         pool: layer.pool,
         residual: layer.residual,
         noise: layer.noise && pass != Pass::InputGrad,
+        ..layer.launch(pass, dtype, n)
     }
 }
 

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 use crate::nn::{self, Back, Entry, Grads, Layer, Link, NoisePlan, Param, Pass};
 use crate::ops::conv2d::Conv2d;
+use crate::ops::conv2d::predict::{Launch, Pass as Direction};
 use crate::tensor::{DType, Device, Kind, Shape, Tensor};
 
 /// Which network.
@@ -105,6 +106,23 @@ pub struct Convolution {
     pub noise: bool,
     /// Batch norm follows.
     pub norm: bool,
+}
+
+impl Convolution {
+    /// Its launch on `n` images, without noise and without anything behind it.
+    pub fn launch(&self, pass: Direction, dtype: DType, n: usize) -> Launch {
+        Launch {
+            pass,
+            dtype,
+            x: self.x.with_n(n),
+            draws: 1,
+            w: self.w,
+            conv: self.conv,
+            pool: false,
+            residual: false,
+            noise: false,
+        }
+    }
 }
 
 impl Config {
