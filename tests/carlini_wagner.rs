@@ -1,6 +1,6 @@
 //! The C&W attack against exact answers: on a linear model the smallest perturbation is known.
 
-use noiseforge::attacks::carlini_wagner::{CarliniWagner, First, Protocol, attack};
+use noiseforge::attacks::carlini_wagner::{CarliniWagner, Protocol, attack};
 use noiseforge::attacks::{Criterion, Found, Norm, Options, Targets, found_images};
 use noiseforge::ensemble::{Average, Classifier, Ensemble};
 use noiseforge::models::{Arch, Config, Model};
@@ -65,7 +65,7 @@ fn labels(model: &mut Model, x: &Tensor) -> Vec<u32> {
 fn search() -> CarliniWagner {
     CarliniWagner {
         protocol: Protocol::Search {
-            first: First::Given(1.0),
+            first: 1.0,
             search_steps: 9,
             at_once: 1,
             abort_early: true,
@@ -183,11 +183,61 @@ fn a_target_is_reached() {
 }
 
 #[test]
+fn the_constant_follows_the_iterates() {
+    let input = Shape::new(1, 1, 2, 1);
+    let params = CarliniWagner::adaptive(16);
+    let x = images(input, vec![0.5, 0.5]);
+    // A network that nothing changes: there is no gradient, c begins at 0.001 and rises, by 5% at first and by
+    // 0.5% at last, until after the sixteenth step; reported is the one of that step.
+    let constant = [vec![0.0, 0.0], vec![0.0, 0.0]];
+    let mut model = linear(input, &constant, &[0.0, 1.0]);
+    let labels = vec![1];
+    let found = &run(&mut model, &x, &Criterion::Untargeted { labels }, &params)[0];
+    let factor = |step: u32| {
+        let part = f64::from(step / 2) / 7.0;
+        1.05f64.powf(1.0 - part) * 1.005f64.powf(part)
+    };
+    let expected = 1e-3 * (0..15).map(factor).product::<f64>();
+    assert!(!found.success);
+    assert!(
+        (found.c.unwrap() / expected - 1.0).abs() < 1e-12,
+        "{found:?}"
+    );
+    assert_eq!((found.counts.forward, found.counts.backward), (16, 16));
+    // 1.2 x0 + 1.6 x1 - 1.4 = 0.68 at (0.9, 0.625), gradient of length 2: c = 2 0.68 / 4 at first, where
+    // the first step has no success.
+    let weights = [vec![1.2, 1.6], vec![0.0, 0.0]];
+    let mut model = linear(input, &weights, &[-1.4, 0.0]);
+    let x = images(input, vec![0.9, 0.625]);
+    let labels = vec![0];
+    let one = CarliniWagner::adaptive(1);
+    let found = &run(
+        &mut model,
+        &x,
+        &Criterion::Untargeted {
+            labels: labels.clone(),
+        },
+        &one,
+    )[0];
+    assert!((found.c.unwrap() - 0.34).abs() < 1e-6, "{found:?}");
+    let found = &run(
+        &mut model,
+        &x,
+        &Criterion::Untargeted { labels },
+        &CarliniWagner::adaptive(100),
+    )[0];
+    assert!(
+        found.success && (found.l2 / 0.34 - 1.0).abs() < 1e-3,
+        "{found:?}"
+    );
+}
+
+#[test]
 fn constants_climb_by_ten_and_halve() {
     let input = Shape::new(1, 1, 2, 1);
     let params = |search_steps| CarliniWagner {
         protocol: Protocol::Search {
-            first: First::Given(1e-3),
+            first: 1e-3,
             search_steps,
             at_once: 1,
             abort_early: false,
@@ -386,8 +436,9 @@ fn nan_logits_stop_the_attack() {
     }
 }
 
-/// The smallest distance within the box is known: the search comes within half a percent of it, half of the
-/// images within a twentieth of that, also where logits are far from 0, and where pixels are exactly 0 or 1.
+/// The smallest distance within the box is known: the attack comes within a twentieth of it (another class than
+/// the closest is a few percent further), for half of the images within a two-thousandth, also where logits are
+/// far from 0, and where pixels are exactly 0 or 1.
 #[test]
 fn hard_cases_are_nearly_exact() {
     for case in Case::ALL {
@@ -396,22 +447,19 @@ fn hard_cases_are_nearly_exact() {
         let criterion = Criterion::Untargeted {
             labels: problem.labels.clone(),
         };
-        let found = run(
-            &mut model,
-            &problem.images,
-            &criterion,
-            &CarliniWagner::precise(),
-        );
+        let params = CarliniWagner::adaptive(1000);
+        let found = run(&mut model, &problem.images, &criterion, &params);
         let mut ratios: Vec<f64> = (0..8)
             .map(|i| {
                 assert!(found[i].success);
-                found[i].l2 / problem.distance(i, Norm::L2)
+                let exact = problem.distance(i, Norm::L2);
+                assert!(found[i].l2 >= exact * (1.0 - 1e-5) - problem.rounding(i));
+                found[i].l2 / exact
             })
             .collect();
         ratios.sort_by(f64::total_cmp);
-        assert!(ratios[0] >= 1.0 - 1e-5, "{case:?}: {ratios:?}");
         assert!(
-            ratios[4] <= 1.0005 && ratios[7] <= 1.005,
+            ratios[4] <= 1.0005 && ratios[7] <= 1.05,
             "{case:?}: {ratios:?}"
         );
     }

@@ -164,6 +164,25 @@ impl Linear {
         });
         others.fold(f64::INFINITY, f64::min)
     }
+
+    /// How much closer than [`Linear::distance`] in L2 another class may win in f32: logits are sums of products,
+    /// off by about `u sum |w x|` (`u = 2^-24`), and differ by `|d|` per unit of length. Twice that, for the
+    /// image's own class and the closest other.
+    pub fn rounding(&self, i: usize) -> f64 {
+        let label = self.labels[i] as usize;
+        let own = &self.weights[label];
+        let products = own.iter().zip(self.image(i));
+        let size: f64 = products.map(|(w, x)| f64::from((w * x).abs())).sum();
+        let squared = |w: &[f32]| -> f64 {
+            let d = w.iter().zip(own).map(|(a, b)| f64::from(a - b).powi(2));
+            d.sum()
+        };
+        let others = (0..self.weights.len()).filter(|&k| k != label);
+        let slope = others.map(|k| squared(&self.weights[k]).sqrt());
+        let slope = slope.fold(f64::INFINITY, f64::min);
+        let bias = f64::from(self.biases[label].abs());
+        4.0 * 0.5f64.powi(24) * (size + bias) / slope
+    }
 }
 
 /// Length of the smallest `delta` with `0 <= x + delta <= 1` and `d delta >= gap`.

@@ -1,6 +1,6 @@
 //! Whole networks on the GPU path beside the CPU: training, attacks, ensembles.
 
-use noiseforge::attacks::carlini_wagner::{CarliniWagner, First, Protocol, attack};
+use noiseforge::attacks::carlini_wagner::{CarliniWagner, Protocol, attack};
 use noiseforge::attacks::{Criterion, Found, Options, Targets};
 use noiseforge::data::{Augment, Spec, Split};
 use noiseforge::ensemble::{Average, Classifier, Ensemble};
@@ -369,7 +369,7 @@ fn ten_steps_of_the_attack_are_the_cpus() {
     };
     let search = CarliniWagner {
         protocol: Protocol::Search {
-            first: First::Given(0.1),
+            first: 0.1,
             search_steps: 2,
             at_once: 1,
             abort_early: true,
@@ -379,9 +379,9 @@ fn ten_steps_of_the_attack_are_the_cpus() {
         lr_end: 0.02,
         kappa: 0.0,
     };
-    let estimated = CarliniWagner {
+    let at_once = CarliniWagner {
         protocol: Protocol::Search {
-            first: First::Linear,
+            first: 0.05,
             search_steps: 5,
             at_once: 2,
             abort_early: true,
@@ -389,11 +389,12 @@ fn ten_steps_of_the_attack_are_the_cpus() {
         lr_end: 0.01,
         ..search
     };
+    let adaptive = CarliniWagner::adaptive(10);
     let mut cases = vec![(rse, 1), (rse, 3)];
     // The search ends rows and keeps the closest, so its hinge must hold: on the emulator, whose
     // arithmetic is so near the CPU's that nothing is blown up.
     if emulator().is_some() {
-        cases.extend([(search, 1), (estimated, 2)]);
+        cases.extend([(search, 1), (at_once, 2), (adaptive, 2)]);
     }
     for (params, eot) in cases {
         let cpu = attacked(&Device::Cpu, &params, eot);

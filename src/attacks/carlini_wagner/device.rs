@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::search::Search;
-use super::{CarliniWagner, First, Protocol, SHRINK};
+use super::{CarliniWagner, Protocol, SHRINK};
 use crate::attacks::{
     Counts, Criterion, Found, Options, Report, Targets, WhiteBoxAttack, schedule,
 };
@@ -221,6 +221,7 @@ pub(super) fn attack(
         let constants = match params.protocol {
             Protocol::Rse { .. } => 1,
             Protocol::Search { at_once, .. } => at_once as usize,
+            Protocol::Adaptive => unreachable!("runs on the schedule"),
         };
         let at_once = (rows / options.passes / constants).max(1);
         let range = found.len()..(found.len() + at_once).min(n);
@@ -264,30 +265,21 @@ fn attack_together(
         targets,
         params,
     };
-    let abort_early = match params.protocol {
-        Protocol::Rse { c } => {
-            let results = descents(images.to_vec(), vec![c; images.len()]).run(net, gpu, report)?;
-            let found = results.into_iter().zip(images).map(|(d, &i)| Found {
-                c: Some(c),
-                broken_by: d.success.then_some(params.name()),
-                ..Found::new(original(i), d.last, d.success, counts(d.passes.into()))
-            });
-            return Ok(found.collect());
-        }
-        Protocol::Search { abort_early, .. } => abort_early,
-    };
-    let (estimates, mut draw) = estimates(net, gpu, targets, images, params)?;
+    let (mut draw, abort_early) = (0, params.abort_early());
+    if let Protocol::Rse { c } = params.protocol {
+        let results = descents(images.to_vec(), vec![c; images.len()]).run(net, gpu, report)?;
+        let found = results.into_iter().zip(images).map(|(d, &i)| Found {
+            c: Some(c),
+            broken_by: d.success.then_some(params.name()),
+            ..Found::new(original(i), d.last, d.success, counts(d.passes.into()))
+        });
+        return Ok(found.collect());
+    }
     let mut searched: Vec<Searched> = images
         .iter()
-        .zip(estimates)
-        .map(|(&i, estimate)| Searched {
-            search: params.search_from(estimate),
-            found: Found::new(
-                original(i),
-                original(i).to_vec(),
-                false,
-                counts(draw.into()),
-            ),
+        .map(|&i| Searched {
+            search: params.constants(),
+            found: Found::new(original(i), original(i).to_vec(), false, counts(0)),
             closest: f64::INFINITY,
         })
         .collect();
@@ -336,49 +328,6 @@ fn attack_together(
             }
         }
     }
-}
-
-/// First-order estimates of each image's constant, and the draws they took.
-fn estimates(
-    net: &mut dyn Differentiable,
-    gpu: &Gpu,
-    targets: Targets<'_>,
-    images: &[usize],
-    params: &CarliniWagner,
-) -> Result<(Vec<f64>, u32)> {
-    let Protocol::Search {
-        first: First::Linear,
-        ..
-    } = params.protocol
-    else {
-        return Ok((vec![super::NO_ESTIMATE; images.len()], 0));
-    };
-    let Targets { x, ids, criterion } = targets;
-    let x = x.gather_rows(images)?.to_gpu(gpu)?;
-    let rows: Vec<Row> = images
-        .iter()
-        .map(|&i| Row {
-            id: ids[i],
-            draw: 0,
-        })
-        .collect();
-    let classes: Vec<u32> = images.iter().map(|&i| criterion.classes()[i]).collect();
-    let mut margins = Vec::new();
-    let (_, dx) = net.input_grad(&x, &rows.into(), &mut |scores| {
-        let direction = criterion.direction();
-        let ones = vec![1.0; classes.len()];
-        let (values, gradient) =
-            margin::forward_backward(scores, &classes, direction, params.kappa, &ones)?;
-        margins = values;
-        Ok(gradient)
-    })?;
-    let dx = dx.to_cpu()?;
-    let estimates = (0..images.len()).map(|r| {
-        let gradient: &[f32] = dx.row(r);
-        let squared = gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
-        super::linear_constant(-margins[r] - params.kappa, squared)
-    });
-    Ok((estimates.collect(), 1))
 }
 
 /// An error where a row has met logits that are not finite.

@@ -7,7 +7,10 @@
 //! [`Protocol::Rse`] is the attack as the RSE paper ran it: one given `c`, 300 steps of 1e-3, one
 //! draw a step, the last iterate, success or not; pixels at 0 and 1 never move.
 //! [`Protocol::Search`] is the original: binary search over `c`, the closest success kept.
+//! [`Protocol::Adaptive`] minimises once, over the pixels themselves, and `c` follows the iterates to the
+//! boundary: closer images in a fraction of the passes.
 
+mod adaptive;
 mod descent;
 mod device;
 pub(super) mod search;
@@ -20,7 +23,7 @@ use crate::ensemble::Differentiable;
 use crate::error::{Error, Result};
 use crate::ops::adam::Adam;
 
-use descent::{Ends, descend, hinge};
+use descent::{Ends, descend};
 use search::Search;
 
 /// Which of the two published procedures.
@@ -33,8 +36,8 @@ pub enum Protocol {
     },
     /// Carlini and Wagner's: binary search over `c`, best success kept.
     Search {
-        /// First constant.
-        first: First,
+        /// First constant, above 0; ten times as much while nothing succeeds.
+        first: f64,
         /// Constants tried, at least 1.
         search_steps: u32,
         /// Constants tried side by side, as rows of one batch and under the same draws, at least 1.
@@ -44,17 +47,10 @@ pub enum Protocol {
         /// pixels, where the gradient in `w` almost vanishes, nothing falls for the first tenth.)
         abort_early: bool,
     },
-}
-
-/// Where a search over `c` begins.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum First {
-    /// This constant, above 0; ten times as much while nothing succeeds.
-    Given(f64),
-    /// What a linear network would need: with the margin `g` below 0 at the image and `v` its gradient,
-    /// `||d||^2 - c v d` is smallest at `d = c v / 2`, which closes the gap at `c = 2 |g| / ||v||^2`. Twice as
-    /// much while nothing succeeds.
-    Linear,
+    /// One minimisation over the pixels, kept in the box, in which `c` falls by a few percent after every step
+    /// that met the goal and rises by as much after every other: the iterates stay at the boundary while the
+    /// step size falls. The closest success is kept.
+    Adaptive,
 }
 
 /// The attack's parameters.
@@ -64,7 +60,8 @@ pub struct CarliniWagner {
     pub protocol: Protocol,
     /// Adam steps for each constant, at least 1.
     pub steps: u32,
-    /// Adam's step size in `w`, above 0.
+    /// Adam's step size in `w`, above 0; with [`Protocol::Adaptive`] in units of the change that a linear network
+    /// would need, the root mean square over the pixels.
     pub lr: f64,
     /// What it has fallen to in the last eighth of the steps, by the same factor after every eighth; above
     /// 0. As published it does not fall, and then the search ends about 1% above the smallest distance.
@@ -89,7 +86,7 @@ impl CarliniWagner {
     pub fn search() -> Self {
         CarliniWagner {
             protocol: Protocol::Search {
-                first: First::Given(1e-3),
+                first: 1e-3,
                 search_steps: 9,
                 at_once: 1,
                 abort_early: true,
@@ -101,21 +98,14 @@ impl CarliniWagner {
         }
     }
 
-    /// The search as it finds the smallest distances: 9 constants of 1,000 steps, three at once, from what
-    /// a linear network would need, with a step size that is large enough at first for pixels at 0 and 1,
-    /// which lie far out in `w`, and falls to a thousandth.
-    pub fn precise() -> Self {
+    /// The smallest distances that so many steps find.
+    pub fn adaptive(steps: u32) -> Self {
         CarliniWagner {
-            protocol: Protocol::Search {
-                first: First::Linear,
-                search_steps: 9,
-                at_once: 3,
-                abort_early: true,
-            },
-            steps: 1000,
-            lr: 0.1,
-            lr_end: 1e-4,
-            ..CarliniWagner::search()
+            protocol: Protocol::Adaptive,
+            steps,
+            lr: 1.0,
+            lr_end: 0.01,
+            kappa: 0.0,
         }
     }
 }
@@ -123,50 +113,49 @@ impl CarliniWagner {
 /// How much `from_image` shrinks in a search, so that pixels at 0 and 1 can move.
 const SHRINK: f64 = 0.999_999;
 
-/// Constant where the first-order estimate says nothing: no gradient.
-const NO_ESTIMATE: f64 = 1e-3;
-
-/// The constant that a linear network with this margin (below 0) and squared gradient needs.
-fn linear_constant(margin: f64, squared_gradient: f64) -> f64 {
-    match -2.0 * margin / squared_gradient {
-        c if c.is_finite() && c > 0.0 => c,
-        _ => NO_ESTIMATE,
-    }
-}
-
 /// Parts of a minimisation, each with its own step size.
 const STAGES: u32 = 8;
 
 impl CarliniWagner {
+    /// How far a step's part of the minimisation is, from 0 to 1.
+    fn progress(&self, step: u32) -> f64 {
+        f64::from(step / self.steps.div_ceil(STAGES)) / f64::from(STAGES - 1)
+    }
+
     /// Adam with a step's size.
     fn adam(&self, step: u32) -> Adam {
-        let stage = step / self.steps.div_ceil(STAGES);
-        let fall = (self.lr_end / self.lr).powf(f64::from(stage) / f64::from(STAGES - 1));
+        let fall = (self.lr_end / self.lr).powf(self.progress(step));
         Adam {
             lr: self.lr * fall,
             ..Adam::default()
         }
     }
 
-    fn search_from(&self, estimate: f64) -> Search {
-        let Protocol::Search {
-            first,
-            search_steps,
-            at_once,
-            ..
-        } = self.protocol
-        else {
-            unreachable!("the paper's procedure does not search")
-        };
-        let (first, growth) = match first {
-            First::Given(c) => (c, 10.0),
-            First::Linear => (estimate, 2.0),
-        };
-        Search::new(first, growth, search_steps, at_once)
+    fn abort_early(&self) -> bool {
+        matches!(
+            self.protocol,
+            Protocol::Search {
+                abort_early: true,
+                ..
+            }
+        )
+    }
+
+    /// The constants of a search, before the first.
+    fn constants(&self) -> Search {
+        match self.protocol {
+            Protocol::Search {
+                first,
+                search_steps,
+                at_once,
+                ..
+            } => Search::new(first, search_steps, at_once),
+            _ => unreachable!("no other procedure searches"),
+        }
     }
 
     async fn attack(&self, image: &Image, net: &mut WhiteBox) -> Result<(), OutOfQueries> {
-        let (first, abort_early) = match self.protocol {
+        match self.protocol {
             Protocol::Rse { c } => {
                 let ends = Ends {
                     shrink: 1.0,
@@ -175,33 +164,25 @@ impl CarliniWagner {
                 };
                 let mut descended = descend(net, image, self, &[c], ends).await?;
                 net.hand_in(descended.last.remove(0), descended.success[0]);
-                return Ok(());
+                Ok(())
             }
-            Protocol::Search {
-                first, abort_early, ..
-            } => (first, abort_early),
-        };
-        let mut estimate = NO_ESTIMATE;
-        if first == First::Linear {
-            let slope = net
-                .slope(&image.pixels, &hinge(image.goal, self.kappa))
-                .await?;
-            let squared = slope.gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
-            estimate = linear_constant(slope.value - self.kappa, squared);
-        }
-        let mut search = self.search_from(estimate);
-        loop {
-            let c = search.next();
-            if c.is_empty() {
-                return Ok(());
+            Protocol::Search { abort_early, .. } => {
+                let mut search = self.constants();
+                loop {
+                    let c = search.next();
+                    if c.is_empty() {
+                        return Ok(());
+                    }
+                    let ends = Ends {
+                        shrink: SHRINK,
+                        abort_early,
+                        offers: true,
+                    };
+                    let descended = descend(net, image, self, &c, ends).await?;
+                    search.tell(&c, &descended.success);
+                }
             }
-            let ends = Ends {
-                shrink: SHRINK,
-                abort_early,
-                offers: true,
-            };
-            let descended = descend(net, image, self, &c, ends).await?;
-            search.tell(&c, &descended.success);
+            Protocol::Adaptive => adaptive::follow(net, image, self).await,
         }
     }
 }
@@ -230,12 +211,11 @@ impl WhiteBoxAttack for CarliniWagner {
                 at_once,
                 ..
             } => {
-                if let First::Given(c) = first {
-                    Error::unless_positive(OP, "first c", c)?;
-                }
+                Error::unless_positive(OP, "first c", first)?;
                 at_least_one("search steps", search_steps)?;
                 at_least_one("constants at once", at_once)
             }
+            Protocol::Adaptive => Ok(()),
         }
     }
 
@@ -245,7 +225,7 @@ impl WhiteBoxAttack for CarliniWagner {
 }
 
 /// Attacks images as [`attack_white_box`] does. On a GPU, where the attack does not choose between random
-/// draws, images, optimiser and bests stay there, [`Options::rows`] rows at once, and a step is one
+/// draws (and is not [`Protocol::Adaptive`]), images, optimiser and bests stay there, [`Options::rows`] rows at once, and a step is one
 /// graph.
 ///
 /// Errors: as [`attack_white_box`].
@@ -256,7 +236,11 @@ pub fn attack(
     options: &Options,
     report: &mut Report<'_>,
 ) -> Result<Vec<Found>> {
-    let chooses = options.confirmations > 0 && matches!(params.protocol, Protocol::Search { .. });
+    let chooses = match params.protocol {
+        Protocol::Rse { .. } => false,
+        Protocol::Search { .. } => options.confirmations > 0,
+        Protocol::Adaptive => true,
+    };
     let resident = !chooses && options.mean_of_objective == 1 && options.budget.is_none();
     match net.device().gpu().cloned() {
         Some(gpu) if resident => device::attack(net, &gpu, targets, params, options, report),

@@ -7,8 +7,6 @@ pub(in crate::attacks) struct Search {
     /// Constants still to be tried.
     left: u32,
     at_once: u32,
-    /// What a rung is to the one before.
-    growth: f64,
     /// Where the ladder goes on.
     rung: f64,
     lower: f64,
@@ -18,11 +16,10 @@ pub(in crate::attacks) struct Search {
 }
 
 impl Search {
-    pub fn new(first: f64, growth: f64, constants: u32, at_once: u32) -> Self {
+    pub fn new(first: f64, constants: u32, at_once: u32) -> Self {
         Search {
             left: constants,
             at_once,
-            growth,
             rung: first,
             lower: 0.0,
             upper: None,
@@ -42,7 +39,7 @@ impl Search {
             None => (0..count)
                 .map(|_| {
                     let c = self.rung;
-                    self.rung *= self.growth;
+                    self.rung *= 10.0;
                     c
                 })
                 .collect(),
@@ -90,24 +87,24 @@ mod tests {
 
     #[test]
     fn climbs_by_ten_and_halves() {
-        let never = run(&mut Search::new(1e-3, 10.0, 4, 1), |_| false);
+        let never = run(&mut Search::new(1e-3, 4, 1), |_| false);
         near(&never, &[&[1e-3], &[1e-2], &[0.1], &[1.0]]);
-        let always = run(&mut Search::new(1e-3, 10.0, 3, 1), |_| true);
+        let always = run(&mut Search::new(1e-3, 3, 1), |_| true);
         near(&always, &[&[1e-3], &[5e-4], &[2.5e-4]]);
-        let above = run(&mut Search::new(1.0, 10.0, 5, 1), |c| c > 6.0);
+        let above = run(&mut Search::new(1.0, 5, 1), |c| c > 6.0);
         near(&above, &[&[1.0], &[10.0], &[5.5], &[7.75], &[6.625]]);
     }
 
     #[test]
     fn the_last_of_ten_repeats_the_smallest_success() {
-        let ten = run(&mut Search::new(1.0, 10.0, 10, 1), |c| c > 6.0);
+        let ten = run(&mut Search::new(1.0, 10, 1), |c| c > 6.0);
         let smallest = ten[..9].iter().flatten().filter(|c| **c > 6.0);
         assert_eq!(ten[9][0], smallest.fold(f64::INFINITY, |a, &b| a.min(b)));
     }
 
     #[test]
     fn several_at_once_share_the_ladder_and_the_interval() {
-        let found = run(&mut Search::new(1.0, 10.0, 7, 3), |c| c > 6.0);
+        let found = run(&mut Search::new(1.0, 7, 3), |c| c > 6.0);
         near(&found, &[&[1.0, 10.0, 100.0], &[3.25, 5.5, 7.75], &[6.625]]);
     }
 }

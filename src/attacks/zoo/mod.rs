@@ -156,7 +156,7 @@ impl Zoo {
             }
         }
         let mut random = image.stream(4);
-        let mut search = Search::new(self.c, 10.0, self.search_steps, 1);
+        let mut search = Search::new(self.c, self.search_steps, 1);
         loop {
             let constants = search.next();
             let &[c] = &constants[..] else { return Ok(()) };

@@ -2,12 +2,15 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use noiseforge::attacks::carlini_wagner::{CarliniWagner, First, Protocol};
+use noiseforge::attacks::carlini_wagner::{CarliniWagner, Protocol};
 use noiseforge::nn::Mode;
 use serde_json::json;
 
 use super::campaign::{EOT, EotAverage, RunArgs, Settings};
 use super::{FILES, Job, Method, object};
+
+/// First constant of the published search.
+const FIRST: f64 = 1e-3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ProtocolArg {
@@ -15,6 +18,19 @@ enum ProtocolArg {
     Rse,
     /// The original: binary search over c, closest success kept
     Cw,
+    /// One minimisation in which c follows the iterates to the boundary: the closest images for the fewest
+    /// passes
+    Adaptive,
+}
+
+impl ProtocolArg {
+    fn name(self) -> &'static str {
+        match self {
+            ProtocolArg::Rse => "rse",
+            ProtocolArg::Cw => "cw",
+            ProtocolArg::Adaptive => "adaptive",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -32,8 +48,8 @@ enum BatchNormArg {
     after_help = format!("Examples:
   noiseforge attack cw --weights w.safetensors --data cifar10:data --count 200 \\
       --protocol rse --c 0.01,0.03,0.06,0.1,0.2 --ensemble 50 --out runs/cw
-  noiseforge attack cw --weights w.safetensors --data synthetic --count 50 --protocol cw \\
-      --steps 1000 --eot 10 --out runs/cw-eot
+  noiseforge attack cw --weights w.safetensors --data synthetic --count 50 --protocol adaptive \\
+      --steps 100 --eot 10 --out runs/cw-eot
 
 {FILES} With several constants there is one such folder for each (c-0.01, ...) and a report.json
 above them that holds them all.")
@@ -41,27 +57,28 @@ above them that holds them all.")
 pub struct CwArgs {
     #[command(flatten)]
     run: RunArgs,
-    /// Which published procedure
+    /// How the constants are chosen
     #[arg(long, value_enum, default_value = "rse")]
     protocol: ProtocolArg,
     /// Constants, separated by commas (protocol rse) [default: 0.01,0.03,0.06,0.1,0.2]; or the first
-    /// constant of the search (protocol cw; published: 0.001) [default: what a linear network needs]
+    /// constant of the search (protocol cw) [default: 0.001]
     #[arg(long, value_delimiter = ',')]
     c: Vec<f64>,
-    /// Adam steps for each constant [default: rse 300, cw 1000; published: 10000]
+    /// Adam steps for each constant [default: rse 300, cw 10000, adaptive 200]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
-    /// Adam's step size [default: rse 0.001, cw 0.1, published: 0.01]
+    /// Adam's step size; with adaptive in units of the change that a linear network would need [default: rse
+    /// 0.001, cw 0.01, adaptive 1]
     #[arg(long)]
     lr: Option<f64>,
-    /// What the step size falls to [default: rse --lr; cw a thousandth of it, published: --lr]
+    /// What the step size falls to [default: --lr, adaptive a hundredth of it]
     #[arg(long)]
     lr_end: Option<f64>,
     /// Constants tried (protocol cw)
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     search_steps: u32,
     /// Constants tried side by side (protocol cw; published: 1)
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     at_once: u32,
     /// Use all steps even when the loss stalls (protocol cw)
     #[arg(long)]
@@ -80,13 +97,14 @@ impl CwArgs {
             ProtocolArg::Rse => CarliniWagner::rse(c.unwrap_or_default()),
             ProtocolArg::Cw => CarliniWagner {
                 protocol: Protocol::Search {
-                    first: c.map_or(First::Linear, First::Given),
+                    first: c.unwrap_or(FIRST),
                     search_steps: self.search_steps,
                     at_once: self.at_once,
                     abort_early: !self.no_abort_early,
                 },
-                ..CarliniWagner::precise()
+                ..CarliniWagner::search()
             },
+            ProtocolArg::Adaptive => CarliniWagner::adaptive(200),
         };
         let lr = self.lr.unwrap_or(published.lr);
         CarliniWagner {
@@ -102,15 +120,17 @@ impl CwArgs {
         let constants: Vec<Option<f64>> = match (self.protocol, &self.c[..]) {
             (ProtocolArg::Rse, []) => [0.01, 0.03, 0.06, 0.1, 0.2].map(Some).to_vec(),
             (ProtocolArg::Rse, c) => c.iter().copied().map(Some).collect(),
-            (ProtocolArg::Cw, []) => vec![None],
+            (ProtocolArg::Cw, []) => vec![Some(FIRST)],
             (ProtocolArg::Cw, [c]) => vec![Some(*c)],
             (ProtocolArg::Cw, _) => bail!("--protocol cw searches c: give at most one, the first"),
+            (ProtocolArg::Adaptive, []) => vec![None],
+            (ProtocolArg::Adaptive, _) => bail!("--protocol adaptive finds c itself: give none"),
         };
         let several = constants.len() > 1;
         let jobs = constants.iter().map(|&c| {
             let params = self.params(c);
             let mut parameters = object(json!({
-                "protocol": match self.protocol { ProtocolArg::Rse => "rse", ProtocolArg::Cw => "cw" },
+                "protocol": self.protocol.name(),
                 "c": c,
                 "steps": params.steps,
                 "lr": params.lr,
@@ -125,9 +145,9 @@ impl CwArgs {
                     "abort_early": !self.no_abort_early,
                 })));
             }
-            let (label, folder) = match c {
-                Some(c) => (format!("c {c}"), format!("c-{c}")),
-                None => ("cw".to_string(), "cw".to_string()),
+            let (label, folder) = match (self.protocol, c) {
+                (ProtocolArg::Rse, Some(c)) => (format!("c {c}"), format!("c-{c}")),
+                _ => ("cw".to_string(), "cw".to_string()),
             };
             Job {
                 method: Method::Cw(params),
@@ -143,7 +163,7 @@ impl CwArgs {
         let (eot, mode) = match self.protocol {
             // One draw a step, as published.
             ProtocolArg::Rse => (1, self.batch_norm),
-            ProtocolArg::Cw => (EOT, self.batch_norm),
+            ProtocolArg::Cw | ProtocolArg::Adaptive => (EOT, self.batch_norm),
         };
         let mode = match mode {
             BatchNormArg::Eval => Mode::Eval,
