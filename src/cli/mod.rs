@@ -11,6 +11,7 @@ mod eval;
 mod gradcheck;
 mod noise;
 mod report;
+mod reproduce;
 mod selftest;
 mod train;
 
@@ -52,6 +53,8 @@ enum Command {
     Verify(attack::verify::VerifyArgs),
     /// Tables and figures of attacks, from their reports
     Report(report::Args),
+    /// The paper's tables and figures, from data to page
+    Reproduce(Box<reproduce::Args>),
     /// Certified radii by randomised smoothing
     Certify(Box<certify::CertifyArgs>),
     /// Check every op's gradients against differences in double precision
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => audit::run(args, json),
         Command::Verify(args) => attack::verify::run(args, json),
         Command::Report(args) => report::run(args, json),
+        Command::Reproduce(args) => reproduce::run(args, json),
         Command::Certify(args) => certify::run(args, json),
         Command::Gradcheck(args) => gradcheck::run(args, json),
         Command::Bench(args) => bench::run(args, json),
