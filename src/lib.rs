@@ -22,6 +22,7 @@ pub mod rng;
 pub mod selftest;
 pub mod statistics;
 pub mod tensor;
+pub mod theory;
 pub mod train;
 pub mod verdict;
 

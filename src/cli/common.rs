@@ -183,6 +183,11 @@ pub struct WeightsArgs {
 impl WeightsArgs {
     /// Reads the network. Images and classes are the data set's where the file names none.
     pub fn load(&self, data: &Dataset) -> Result<Model> {
+        self.load_with_noise(data, None)
+    }
+
+    /// [`load`](WeightsArgs::load), with this noise on the image and inside instead of what was asked for.
+    pub fn load_with_noise(&self, data: &Dataset, noise: Option<(f32, f32)>) -> Result<Model> {
         let describe = |found: Option<Config>| {
             let mut config = match (found, self.model) {
                 (Some(config), None) => config,
@@ -206,6 +211,9 @@ impl WeightsArgs {
             config.cardinality = self.cardinality.unwrap_or(config.cardinality);
             config.init_noise = self.init_noise.unwrap_or(config.init_noise);
             config.inner_noise = self.inner_noise.unwrap_or(config.inner_noise);
+            if let Some(noise) = noise {
+                (config.init_noise, config.inner_noise) = noise;
+            }
             config.placement = self.noise_placement.unwrap_or(config.placement);
             Ok(config)
         };

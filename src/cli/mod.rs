@@ -13,6 +13,7 @@ mod noise;
 mod report;
 mod reproduce;
 mod selftest;
+mod theory;
 mod train;
 
 use std::process::ExitCode;
@@ -55,6 +56,8 @@ enum Command {
     Report(report::Args),
     /// The paper's tables and figures, from data to page
     Reproduce(Box<reproduce::Args>),
+    /// The paper's inequality 5 and equation 7, measured on a network
+    Theory(Box<theory::Args>),
     /// Certified radii by randomised smoothing
     Certify(Box<certify::CertifyArgs>),
     /// Check every op's gradients against differences in double precision
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => attack::verify::run(args, json),
         Command::Report(args) => report::run(args, json),
         Command::Reproduce(args) => reproduce::run(args, json),
+        Command::Theory(args) => theory::run(args, json),
         Command::Certify(args) => certify::run(args, json),
         Command::Gradcheck(args) => gradcheck::run(args, json),
         Command::Bench(args) => bench::run(args, json),

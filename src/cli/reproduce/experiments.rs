@@ -191,6 +191,22 @@ impl Plan {
         )
     }
 
+    /// The measurements of section 3.3.
+    pub fn theory(&self, defense: Defense) -> Rc<Part> {
+        let count = match self.scale {
+            Scale::Quick => 100,
+            Scale::Paper => 1000,
+        };
+        Rc::new(
+            Part::new(format!("theory {}", defense.name()))
+                .words("theory --weights")
+                .file_of(&self.train(defense), WEIGHTS)
+                .word("--data")
+                .word(&self.data)
+                .words(format!("--count {count} --seed {}", self.seed)),
+        )
+    }
+
     /// The images of an attack at one constant, judged by another number of draws.
     pub fn judged_by(&self, attack: &Rc<Part>, defense: Defense, c: f64, draws: usize) -> Rc<Part> {
         Rc::new(

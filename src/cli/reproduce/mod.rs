@@ -38,11 +38,13 @@ pub enum Name {
     Fig6,
     /// The perturbations of table 3's attack
     Fig7,
+    /// Section 3.3: inequality 5, equation 7 and the slope of the loss
+    Theory,
     /// All of them
     All,
 }
 
-const ALL: [Name; 9] = [
+const ALL: [Name; 10] = [
     Name::Table1,
     Name::Table2,
     Name::Table3,
@@ -52,6 +54,7 @@ const ALL: [Name; 9] = [
     Name::Fig5,
     Name::Fig6,
     Name::Fig7,
+    Name::Theory,
 ];
 
 #[derive(Debug, clap::Args)]
@@ -147,6 +150,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             Name::Fig5 => chapters::fig5(&mut book)?,
             Name::Fig6 => chapters::fig6(&mut book)?,
             Name::Fig7 => chapters::fig7(&mut book, &test)?,
+            Name::Theory => chapters::theory(&mut book)?,
             Name::All => unreachable!("replaced by all of them"),
         }
     }

@@ -118,7 +118,8 @@ impl Workshop {
             });
         }
         let folder = self.folder.join(part.folder());
-        let writes_a_folder = args.get(1).is_some_and(|command| command != "eval");
+        let answers_alone = |command: &String| ["eval", "theory"].contains(&command.as_str());
+        let writes_a_folder = !args.get(1).is_some_and(answers_alone);
         let shown = |args: &[String]| format!("noiseforge {}", args[1..].join(" "));
         if writes_a_folder {
             args.extend(["--out".to_string(), folder.display().to_string()]);
