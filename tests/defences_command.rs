@@ -86,6 +86,63 @@ fn each_defence_says_what_it_was_trained_by() {
 }
 
 #[test]
+fn noise_may_be_drawn_at_test_alone_or_in_training_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    train(&path("plain"), &["--defense", "none"]);
+    let none = eval(&path("plain"), &[]);
+    let some = eval(
+        &path("plain"),
+        &["--init-noise", "0.3", "--inner-noise", "0.1"],
+    );
+    assert_eq!((&none["draws"], &some["draws"]), (&json!(1), &json!(5)));
+    assert_ne!(none["loss"], some["loss"]);
+
+    train(&path("rse"), &[]);
+    let without = eval(&path("rse"), &["--init-noise", "0", "--inner-noise", "0"]);
+    assert_eq!(without["draws"], 1);
+    assert_ne!(without["loss"], eval(&path("rse"), &[])["loss"]);
+
+    // Robust optimisation draws none at test unless it is asked to.
+    train(&path("brelu"), &["--defense", "brelu"]);
+    let usual = eval(&path("brelu"), &[]);
+    let noisy = eval(&path("brelu"), &["--inner-noise", "0.1"]);
+    assert_eq!((&usual["draws"], &noisy["draws"]), (&json!(1), &json!(5)));
+    assert_eq!(noisy["network"]["init_noise"], 0.0);
+    assert_ne!(usual["loss"], noisy["loss"]);
+
+    // The same on an attack, and randomised smoothing's training.
+    let smoothed = train(
+        &path("smoothed"),
+        &["--defense", "rse", "--inner-noise", "0"],
+    );
+    assert_eq!(smoothed["network"]["inner_noise"], 0.0);
+    assert_eq!(smoothed["network"]["init_noise"], 0.2f32);
+    let weights = path("plain").join("weights.safetensors");
+    let out = path("attack");
+    let attack = [
+        "attack",
+        "fgsm",
+        "--json",
+        "--weights",
+        weights.to_str().unwrap(),
+    ];
+    let more = [
+        "--data",
+        "synthetic:40",
+        "--count",
+        "3",
+        "--eps",
+        "8/255",
+        "--ensemble",
+        "5",
+    ];
+    let noise = ["--inner-noise", "0.1", "--out", out.to_str().unwrap()];
+    let report = result_of(&[&attack[..], &more, &noise].concat());
+    assert_eq!(report["parameters"]["network"]["inner_noise"], 0.1f32);
+}
+
+#[test]
 fn bad_arguments_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
