@@ -175,6 +175,9 @@ pub fn run(args: &TrainArgs, json: bool, verbose: bool) -> Result<()> {
         recompute: args.recompute_noise,
         ..model.noise_plan()
     });
+    if let Some(teacher) = &mut teacher {
+        args.place.place(teacher)?;
+    }
     let gpu = model.device().gpu().cloned();
     let params = model.count_params();
     let (device, dtype) = (model.device().to_string(), model.dtype().to_string());

@@ -1,7 +1,8 @@
 //! Adversarial training: a step learns from images moved against the network as it stands.
 //!
 //! The gradients are taken in train mode: batch norm normalises by the batch, and its running statistics
-//! move with these passes too, as in the RSE paper's code. Their noise has draws of its own.
+//! move with these passes too, as in the RSE paper's code. Their noise has draws of its own. On a GPU the
+//! passes run there, and the host moves the images.
 
 use serde::Serialize;
 
@@ -12,7 +13,7 @@ use crate::nn::{Grads, Mode, Pass};
 use crate::ops::loss::cross_entropy;
 use crate::ops::noise::{Key, Purpose};
 use crate::rng::Stream;
-use crate::tensor::{Device, Real, Tensor};
+use crate::tensor::{Real, Tensor};
 
 /// Streams of this module: coin and radius of a step, random starts of its rows.
 const FGSM: u32 = 0x220;
@@ -61,25 +62,26 @@ impl FgsmRetraining {
 
     /// The images `[n, h, w, c]` that a step learns from. It moves batch norm's statistics.
     ///
-    /// Errors: images or labels that do not fit the network; a network on a GPU.
+    /// Errors: images or labels that do not fit the network; a fault of the device.
     pub fn perturb(
         &self,
         model: &mut Model,
-        mut x: Tensor,
+        images: Tensor,
         labels: &[u32],
         seed: u64,
         step: u32,
     ) -> Result<Tensor> {
-        check(model, &x)?;
+        check(model, &images)?;
         let Some(eps) = self.radius(seed, step) else {
-            return Ok(x);
+            return Ok(images);
         };
+        let mut x = images.to_cpu()?;
         let gradient = input_grad(model, &x, labels, seed, step, 0)?;
         dispatch!(x.dtype(), T => {
             let pixels = x.data_mut::<T>().iter_mut().zip(gradient.data::<T>());
             pixels.for_each(|(x, &g)| *x = T::of(x.f64() + eps * sign(g)));
         });
-        Ok(x)
+        x.to(model.device())
     }
 }
 
@@ -118,7 +120,7 @@ impl PgdTraining {
 
     /// The images `[n, h, w, c]` that a step learns from. It moves batch norm's statistics.
     ///
-    /// Errors: images or labels that do not fit the network; a network on a GPU.
+    /// Errors: images or labels that do not fit the network; a fault of the device.
     pub fn perturb(
         &self,
         model: &mut Model,
@@ -128,6 +130,7 @@ impl PgdTraining {
         step: u32,
     ) -> Result<Tensor> {
         check(model, images)?;
+        let images = &images.to_cpu()?;
         let mut x = images.clone();
         let row_len = x.shape().row_len();
         dispatch!(x.dtype(), T => {
@@ -149,7 +152,7 @@ impl PgdTraining {
                 }
             });
         }
-        Ok(x)
+        x.to(model.device())
     }
 
     /// The closest value within `eps` of `centre`, then in `[0, 1]`.
@@ -170,8 +173,8 @@ fn sign<T: Real>(g: T) -> f64 {
     }
 }
 
-/// Gradient in the images of the batch's mean cross-entropy, in train mode; the `k`-th of a step, with
-/// draws of the noise that no other pass has.
+/// Gradient in images on the CPU of the batch's summed cross-entropy, in train mode; the `k`-th of a step,
+/// with draws of the noise that no other pass has. It comes to the CPU.
 fn input_grad(
     model: &mut Model,
     x: &Tensor,
@@ -187,17 +190,25 @@ fn input_grad(
         noise: Some(Key::consecutive(seed, Purpose::Auxiliary, first, n, step)),
         record: true,
     };
-    let logits = model.forward(x.clone(), &pass)?;
-    let (_, dlogits) = cross_entropy(&logits, labels)?;
-    model.backward(dlogits, Grads::InputOnly)
+    let device = model.device().clone();
+    let logits = model.forward(x.to(&device)?, &pass)?.to_cpu()?;
+    let (_, mut dlogits) = cross_entropy(&logits, labels)?;
+    // Of the sum, not of the mean: less is lost in 16-bit types.
+    dispatch!(dlogits.dtype(), T => {
+        for d in dlogits.data_mut::<T>() {
+            *d = T::of(n as f64 * d.f64());
+        }
+    });
+    let dx = model.backward(dlogits.to(&device)?, Grads::InputOnly)?;
+    dx.to_cpu()
 }
 
 fn check(model: &Model, x: &Tensor) -> Result<()> {
-    const OP: &str = "adversarial training";
     let images = model.config().input.with_n(x.shape().n);
-    x.expect(OP, "images", images, model.kind().master())?;
-    match model.device() {
-        Device::Cpu => Ok(()),
-        device => Err(Error::argument(OP, "model", "a network on the CPU", device)),
-    }
+    x.expect(
+        "adversarial training",
+        "images",
+        images,
+        model.kind().master(),
+    )
 }

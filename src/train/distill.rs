@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::models::{Config, Model};
+use crate::models::{Config, Frozen, Model};
 use crate::nn::{Mode, Pass};
 use crate::ops::loss::{self, Scaling};
 use crate::ops::noise::{Key, Purpose};
@@ -42,6 +42,8 @@ impl Distillation {
 /// test by one fresh draw a row and step.
 pub(super) struct Teacher<'a> {
     model: &'a mut Model,
+    /// On a GPU, what runs.
+    frozen: Option<Frozen>,
     /// Of its weights and description.
     pub fingerprint: String,
 }
@@ -66,7 +68,12 @@ impl<'a> Teacher<'a> {
             return wrong(place(student), place(model));
         }
         let fingerprint = model.checkpoint()?.fingerprint();
-        Ok(Teacher { model, fingerprint })
+        let frozen = model.device().gpu().map(|_| model.freeze()).transpose()?;
+        Ok(Teacher {
+            model,
+            frozen,
+            fingerprint,
+        })
     }
 
     /// Logits of the images that a step shows its student.
@@ -78,6 +85,9 @@ impl<'a> Teacher<'a> {
             noise: Some(noise).filter(|_| self.model.config().noise_at_test),
             record: false,
         };
-        self.model.forward(x.clone(), &pass)
+        match &mut self.frozen {
+            Some(frozen) => frozen.forward(x.clone(), 1, &pass),
+            None => self.model.forward(x.clone(), &pass),
+        }
     }
 }

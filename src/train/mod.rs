@@ -27,7 +27,7 @@ use crate::ops::step::Scale;
 use crate::optim::Sgd;
 use crate::tensor::Device;
 
-use device::{DeviceRun, ScaleFields};
+use device::{DeviceRun, Lesson, ScaleFields};
 use distill::Teacher;
 
 pub use recipe::Recipe;
@@ -144,8 +144,7 @@ pub struct Trainer<'a> {
 impl<'a> Trainer<'a> {
     /// A run that has not begun.
     ///
-    /// Errors: settings or data that do not fit; distillation, which needs [`Trainer::distill`]; another
-    /// recipe than [`Recipe::Plain`] on a GPU.
+    /// Errors: settings or data that do not fit; distillation, which needs [`Trainer::distill`].
     pub fn new(
         model: &'a mut Model,
         train: &'a Dataset,
@@ -177,10 +176,6 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         settings.check()?;
         let recipe = settings.recipe;
-        if recipe != Recipe::Plain && model.device().gpu().is_some() {
-            let expected = "plain, the only one on a GPU so far (the CPU has them all)";
-            return Err(Error::argument("train", "recipe", expected, recipe.name()));
-        }
         let distills = matches!(recipe, Recipe::Distill(_));
         match (distills, &teacher) {
             (true, None) => {
@@ -348,13 +343,26 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// What names the next step's random numbers.
+    fn draw(&self) -> Result<u32> {
+        let step = self.progress.step;
+        u32::try_from(step)
+            .map_err(|_| Error::argument("train", "epochs", "fewer than 2^32 steps", step))
+    }
+
     /// The next step on the device.
     fn device_step(&mut self, rows: usize) -> Result<()> {
         let rate = self.rate(self.progress.step);
+        let draw = self.draw()?;
         let device = self.device.as_mut().expect("training on a device");
-        let step = device.step(self.model, &mut self.optimizer, &self.settings, rows);
+        let mut lesson = Lesson {
+            settings: &self.settings,
+            teacher: self.teacher.as_mut(),
+            draw,
+        };
+        let step = device.step(self.model, &mut self.optimizer, &mut lesson, rows);
         if let Err(Error::OutOfMemory { .. }) = step {
-            let fits = device.rows_that_fit(self.model, &self.settings, rows);
+            let fits = device.rows_that_fit(self.model, &mut lesson, rows);
             return step.map_err(|e| e.with_batch_that_fits(fits));
         }
         step?;
@@ -390,14 +398,7 @@ impl<'a> Trainer<'a> {
             }
             None => self.train.batch(indices)?,
         };
-        let draw = u32::try_from(self.progress.step).map_err(|_| {
-            Error::argument(
-                "train",
-                "epochs",
-                "fewer than 2^32 steps",
-                self.progress.step,
-            )
-        })?;
+        let draw = self.draw()?;
         let x = recipe.images(self.model, x, &labels, *seed, draw)?;
         let taught = match &mut self.teacher {
             Some(teacher) => Some(teacher.logits(&x, *seed, draw)?),

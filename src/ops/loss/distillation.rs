@@ -29,10 +29,11 @@ impl Scaling {
 ///
 /// `a KL(softmax(z_t / T) || softmax(z_s / T))` with `a` as `scaling` says.
 ///
-/// student, teacher and gradient `[n, 1, 1, classes]`, of one dtype and on the CPU. The loss of a row
-/// that holds a NaN or plus infinity is not finite.
+/// student, teacher and gradient `[n, 1, 1, classes]`, of one dtype and device. The loss of a row that holds
+/// a NaN or plus infinity is not finite. Logits on a GPU are few: they are waited for, and the host computes.
 ///
-/// Errors: other shapes or dtypes; logits on a GPU; a temperature that is not a finite number above 0.
+/// Errors: other shapes, dtypes or devices; a temperature that is not a finite number above 0; a fault of
+/// the device.
 pub fn distillation(
     student: &Tensor,
     teacher: &Tensor,
@@ -41,9 +42,13 @@ pub fn distillation(
 ) -> Result<(Vec<f64>, Tensor)> {
     const OP: &str = "loss::distillation";
     let shape = check_logits(OP, student)?;
-    student.expect(OP, "student", shape, student.dtype())?;
     teacher.expect(OP, "teacher", shape, student.kind())?;
     Error::unless_positive(OP, "temperature", temperature)?;
+    if let Some(gpu) = student.gpu() {
+        let (z, taught) = (student.to_cpu()?, teacher.to_cpu()?);
+        let (loss, grad) = distillation(&z, &taught, temperature, scaling)?;
+        return Ok((loss, grad.to_gpu(gpu)?.to_dtype(student.dtype())?));
+    }
     let factor = scaling.factor(temperature, shape.c);
     dispatch!(student.dtype(), T => {
         let mut loss = Vec::with_capacity(shape.n);

@@ -5,7 +5,7 @@ pub(crate) mod gpu;
 mod metrics;
 
 pub use distillation::{Scaling, distillation};
-pub use metrics::{Metrics, Totals, cross_entropy_step};
+pub use metrics::{Metrics, Totals, count_step, cross_entropy_step};
 
 use super::simd::{block_of, for_blocks};
 use crate::dispatch;
