@@ -11,7 +11,7 @@ use crate::ops::noise::philox4x32_10;
 ///
 /// Philox4x32-10 under the key of the noise layers, with a counter of its own: word 0 counts
 /// blocks, words 1 and 3 are the index, word 2 is `2^31 + tag`. A noise layer's word 2 is
-/// `purpose * 2^16 + layer` and below `5 * 2^16`, so no stream ever shares a block with noise. A
+/// `purpose * 2^16 + layer` and below `6 * 2^16`, so no stream ever shares a block with noise. A
 /// stream repeats after 2^34 words.
 ///
 /// It is a [`rand::Rng`], so `rand`'s extension traits (shuffles, ranges) work on it:

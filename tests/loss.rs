@@ -1,6 +1,6 @@
 //! Softmax and cross-entropy.
 
-use noiseforge::ops::loss::{argmax, cross_entropy, log_softmax, softmax};
+use noiseforge::ops::loss::{Scaling, argmax, cross_entropy, distillation, log_softmax, softmax};
 use noiseforge::{DType, Shape, Tensor};
 
 fn logits(rows: &[&[f64]]) -> Tensor {
@@ -73,6 +73,108 @@ fn one_class_many_classes_many_rows() {
     assert!(loss.iter().all(|l| (l - 1000f64.ln()).abs() < 1e-12));
     // Rounded once, from f64.
     assert_eq!(grad.data::<f32>()[0], (1e-3f64 / 40.0) as f32);
+}
+
+/// KL(softmax(t / T) || softmax(s / T)) in plain f64 arithmetic, and its gradient in `s`.
+fn divergence(s: &[f64], t: &[f64], temperature: f64) -> (f64, Vec<f64>) {
+    let soft = |z: &[f64]| -> Vec<f64> {
+        let e: Vec<f64> = z.iter().map(|z| (z / temperature).exp()).collect();
+        let sum: f64 = e.iter().sum();
+        e.into_iter().map(|e| e / sum).collect()
+    };
+    let (q, p) = (soft(s), soft(t));
+    let pairs = || p.iter().zip(&q);
+    let kl = pairs().map(|(p, q)| p * (p / q).ln()).sum();
+    (kl, pairs().map(|(p, q)| (q - p) / temperature).collect())
+}
+
+#[test]
+fn distillation_is_the_divergence_of_softened_probabilities() {
+    let (s, t) = (
+        [[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]],
+        [[0.0, 0.3, 2.0], [-4.0, 1.0, 1.0]],
+    );
+    let student = logits(&[&s[0], &s[1]]);
+    let teacher = logits(&[&t[0], &t[1]]);
+    for temperature in [0.5, 1.0, 40.0] {
+        for (scaling, factor) in [
+            (Scaling::Hinton, temperature * temperature),
+            (Scaling::Authors, 1.0 / 3.0),
+        ] {
+            let (loss, grad) = distillation(&student, &teacher, temperature, scaling).unwrap();
+            let expected: Vec<_> = (0..2)
+                .map(|i| divergence(&s[i], &t[i], temperature))
+                .collect();
+            let losses: Vec<f64> = expected.iter().map(|e| factor * e.0).collect();
+            assert_close(&loss, &losses, 1e-13 * factor.max(1.0));
+            // of the mean over two rows
+            let grads: Vec<f64> = expected
+                .iter()
+                .flat_map(|e| &e.1)
+                .map(|g| factor * g / 2.0)
+                .collect();
+            assert_close(&grad.to_f64_vec(), &grads, 1e-14 * factor.max(1.0));
+        }
+    }
+}
+
+#[test]
+fn a_student_that_equals_its_teacher_has_nothing_to_learn() {
+    let z = logits(&[&[1.0, 2.0, -3.0], &[0.0, -1.0, 1000.0]]);
+    for scaling in [Scaling::Hinton, Scaling::Authors] {
+        let (loss, grad) = distillation(&z, &z, 40.0, scaling).unwrap();
+        assert_eq!((loss, grad.to_f64_vec()), (vec![0.0; 2], vec![0.0; 6]));
+    }
+}
+
+/// At high temperature the gradient is that of `|z_s - z_t|^2 / 2C` with centred logits (Hinton et al.
+/// 2015, eq. 4), times `1 / n`, and `1 / (C T^2)` of that without their `T^2`.
+#[test]
+fn hot_distillation_matches_centred_logits() {
+    let (s, t) = ([1.0, -2.0, 0.5, 2.5], [0.0, 0.3, 2.0, -1.1]);
+    let temperature = 1e5;
+    let centred = |z: [f64; 4]| z.map(|v| v - z.iter().sum::<f64>() / 4.0);
+    let (cs, ct) = (centred(s), centred(t));
+    let expected: Vec<f64> = (0..8)
+        .map(|i| (cs[i % 4] - ct[i % 4]) / (2.0 * 4.0))
+        .collect();
+    let (student, teacher) = (logits(&[&s, &s]), logits(&[&t, &t]));
+    let gradient = |scaling| -> Vec<f64> {
+        let (_, grad) = distillation(&student, &teacher, temperature, scaling).unwrap();
+        grad.to_f64_vec()
+    };
+    // The next term is smaller by z / T; rounding is eps * T.
+    assert_close(&gradient(Scaling::Hinton), &expected, 1e-4);
+    let without: Vec<f64> = gradient(Scaling::Authors)
+        .iter()
+        .map(|g| g * 4.0 * temperature.powi(2))
+        .collect();
+    assert_close(&without, &expected, 1e-4);
+}
+
+#[test]
+fn distillation_neither_overflows_nor_hides_what_is_not_finite() {
+    let far = logits(&[&[1e300, -1e300]]);
+    let (loss, grad) =
+        distillation(&logits(&[&[-1e300, 1e300]]), &far, 1.0, Scaling::Hinton).unwrap();
+    assert_eq!((loss[0], grad.to_f64_vec()), (2e300, vec![-1.0, 1.0]));
+    let nan = logits(&[&[f64::NAN, 0.0]]);
+    for (s, t) in [(&nan, &far), (&far, &nan)] {
+        assert!(!distillation(s, t, 2.0, Scaling::Authors).unwrap().0[0].is_finite());
+    }
+    let z = logits(&[&[1.0, 2.0]]);
+    for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let error = distillation(&z, &z, temperature, Scaling::Hinton).unwrap_err();
+        let expected = "loss::distillation: temperature: expected a finite number above 0, found ";
+        assert_eq!(error.to_string(), format!("{expected}{temperature}"));
+    }
+    let other = logits(&[&[1.0, 2.0, 3.0]]);
+    assert_eq!(
+        distillation(&z, &other, 1.0, Scaling::Hinton)
+            .unwrap_err()
+            .to_string(),
+        "loss::distillation: teacher: expected [1, 1, 1, 2] f64, found [1, 1, 1, 3] f64"
+    );
 }
 
 #[test]

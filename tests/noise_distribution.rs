@@ -194,6 +194,7 @@ fn draws_of_different_names_are_uncorrelated() {
         Purpose::Attack,
         Purpose::Certify,
         Purpose::Test,
+        Purpose::Auxiliary,
     ] {
         others.push(("purpose", noise(7, purpose, 10, 20, 30)));
     }

@@ -6,7 +6,7 @@ use noiseforge::data::{Augment, Dataset, Spec, Split};
 use noiseforge::models::{Arch, Config, Model};
 use noiseforge::ops::sgd::Sgd;
 use noiseforge::optim::Schedule;
-use noiseforge::train::{EpochLog, Event, Select, Settings, Trainer};
+use noiseforge::train::{EpochLog, Event, Recipe, Select, Settings, Trainer};
 use noiseforge::{Error, Shape, Tensor};
 
 fn settings() -> Settings {
@@ -20,6 +20,7 @@ fn settings() -> Settings {
         schedule: Schedule::Phases,
         select: Select::BestTest,
         augment: Some(Augment { pad: 2, flip: true }),
+        recipe: Recipe::Plain,
         seed: 4,
     }
 }

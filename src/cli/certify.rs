@@ -11,6 +11,7 @@ use noiseforge::certify::{
 };
 use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::io::atomic::write_atomic;
+use noiseforge::io::fingerprint::Fingerprint;
 use noiseforge::models::Model;
 use noiseforge::report::{Figure, Series};
 use noiseforge::statistics::wilson;
@@ -443,24 +444,5 @@ fn remove(path: &Path) -> Result<()> {
             Err(e).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
-    }
-}
-
-/// FNV-1a with 64 bits: tells one file from another, not from a forgery.
-struct Fingerprint(u64);
-
-impl Fingerprint {
-    fn new() -> Self {
-        Fingerprint(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn text(&self) -> String {
-        format!("{:016x}", self.0)
     }
 }

@@ -166,10 +166,11 @@ pub struct WeightsArgs {
     /// Groups of ResNeXt's 3x3 convolutions, for weights without metadata [default: 2]
     #[arg(long, value_parser = positive)]
     pub cardinality: Option<usize>,
-    /// Standard deviation of the noise on the image [default: the file's]
+    /// Standard deviation of the noise on the image [default: the file's]. A network that was trained
+    /// without noise can be tested with it, and one trained with it without: 0
     #[arg(long, value_name = "SIGMA", value_parser = sigma)]
     pub init_noise: Option<f32>,
-    /// Standard deviation of the noise before every other convolution [default: the file's]
+    /// Standard deviation of the noise before every other convolution [default: the file's], likewise
     #[arg(long, value_name = "SIGMA", value_parser = sigma)]
     pub inner_noise: Option<f32>,
     /// Which layer carries the init noise: image or authors [default: the file's]
@@ -209,6 +210,12 @@ impl WeightsArgs {
             };
             config.width = self.width.unwrap_or(config.width);
             config.cardinality = self.cardinality.unwrap_or(config.cardinality);
+            let asked = [self.init_noise, self.inner_noise];
+            if !config.noise_at_test && asked.into_iter().flatten().any(|sigma| sigma > 0.0) {
+                // The file's noise was training's alone.
+                config = config.with_noise(0.0, 0.0);
+                config.noise_at_test = true;
+            }
             config.init_noise = self.init_noise.unwrap_or(config.init_noise);
             config.inner_noise = self.inner_noise.unwrap_or(config.inner_noise);
             if let Some(noise) = noise {

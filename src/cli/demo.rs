@@ -16,7 +16,7 @@ use noiseforge::ops::sgd::Sgd;
 use noiseforge::optim::Schedule;
 use noiseforge::report::{Cell, Figure, ImageGrid, Picture, Report, Series, Table, amplification};
 use noiseforge::tensor::Tensor;
-use noiseforge::train::{EpochLog, Event, Select, Settings, Trainer};
+use noiseforge::train::{EpochLog, Event, Recipe, Select, Settings, Trainer};
 use serde_json::json;
 
 use super::common::{self, percent, say};
@@ -176,6 +176,7 @@ fn train_twin(
         schedule: Schedule::Cosine,
         select: Select::Last,
         augment: None,
+        recipe: Recipe::Plain,
         seed,
     };
     let started = Instant::now();

@@ -10,6 +10,7 @@ mod devices;
 mod eval;
 mod gradcheck;
 mod noise;
+mod recipe;
 mod report;
 mod reproduce;
 mod selftest;

@@ -62,6 +62,7 @@ enum For {
     Attack,
     Certify,
     Test,
+    Auxiliary,
 }
 
 impl From<For> for Purpose {
@@ -72,6 +73,7 @@ impl From<For> for Purpose {
             For::Attack => Purpose::Attack,
             For::Certify => Purpose::Certify,
             For::Test => Purpose::Test,
+            For::Auxiliary => Purpose::Auxiliary,
         }
     }
 }

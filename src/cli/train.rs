@@ -4,26 +4,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use noiseforge::data::{Augment, Dataset, Spec, Split};
 use noiseforge::models::{Arch, Config, Model, NoisePlacement};
 use noiseforge::nn::NoisePlan;
 use noiseforge::ops::sgd::Sgd;
 use noiseforge::optim::Schedule;
-use noiseforge::train::{EpochLog, Event, Select, Settings, Trainer};
+use noiseforge::train::{EpochLog, Event, Recipe, Select, Settings, Trainer};
 use serde_json::json;
 
 use super::common::{self, PlaceArgs, percent, positive, say, sigma};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Defense {
-    /// No noise
-    None,
-    /// Random Self-Ensemble: noise before every convolution, in training and at test
-    Rse,
-    /// Bounded ReLU, and noise on the image in training only (Zantedeschi et al. 2017)
-    Brelu,
-}
+use super::recipe::{Defense, RecipeArgs};
 
 #[derive(Debug, Args)]
 #[command(
@@ -33,6 +24,12 @@ pub enum Defense {
   noiseforge train --model vgg16 --data cifar10:data --defense rse --init-noise 0.2 \\
       --inner-noise 0.1 --epochs 200 --out runs/vgg16-rse
   noiseforge train ... --out runs/vgg16-rse --resume      continue after Ctrl-C or a crash
+  noiseforge train --model small --data synthetic --defense distill --temperature 40 \\
+      --teacher runs/plain/weights.safetensors --out runs/distilled
+  noiseforge train --model small --data synthetic --defense adv-pgd --adv-eps 8/255 \\
+      --init-noise 0.2 --inner-noise 0.1 --out runs/rse-pgd      adversarial training of an RSE network
+
+Randomised smoothing's training, noise on the image alone, is --defense rse --inner-noise 0.
 
 The folder holds weights.safetensors (PyTorch's names and layouts), log.csv, run.json and, until
 the run is done and after it, state.safetensors, from which --resume continues to the same bits."
@@ -50,10 +47,10 @@ pub struct TrainArgs {
     /// What protects the network
     #[arg(long, value_enum, default_value = "rse")]
     defense: Defense,
-    /// Standard deviation of the noise on the image [default: rse 0.2 (resnext29 0.1), brelu 0.05]
+    /// Standard deviation of the noise on the image [default: rse 0.2 (resnext29 0.1), brelu 0.05, else 0]
     #[arg(long, value_name = "SIGMA", value_parser = sigma)]
     init_noise: Option<f32>,
-    /// Standard deviation of the noise before every other convolution [default: rse 0.1]
+    /// Standard deviation of the noise before every other convolution [default: rse 0.1, else 0]
     #[arg(long, value_name = "SIGMA", value_parser = sigma)]
     inner_noise: Option<f32>,
     /// Which layer carries the init noise: image, or authors (the second, as their VGG16 does)
@@ -106,6 +103,8 @@ pub struct TrainArgs {
     resume: bool,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    recipe: RecipeArgs,
 }
 
 /// Seconds between two saves of the state inside an epoch.
@@ -135,6 +134,7 @@ impl TrainArgs {
                 config.relu_cap = Some(1.0);
                 (0.05, 0.0)
             }
+            Defense::Distill | Defense::AdvFgsm | Defense::AdvPgd => (0.0, 0.0),
         };
         Ok(config.with_noise(
             self.init_noise.unwrap_or(init),
@@ -142,7 +142,7 @@ impl TrainArgs {
         ))
     }
 
-    fn settings(&self) -> Settings {
+    fn settings(&self, recipe: Recipe) -> Settings {
         Settings {
             epochs: self.epochs,
             batch: self.batch,
@@ -158,12 +158,15 @@ impl TrainArgs {
                 false => Select::Last,
             },
             augment: (!self.no_augment).then_some(Augment { pad: 4, flip: true }),
+            recipe,
             seed: self.seed,
         }
     }
 }
 
 pub fn run(args: &TrainArgs, json: bool, verbose: bool) -> Result<()> {
+    let recipe = args.recipe.recipe(args.defense)?;
+    let mut teacher = args.recipe.read_teacher()?;
     let train = common::load_data(&args.data, Split::Train)?;
     let test = common::load_data(&args.data, Split::Test)?;
     let mut model = Model::new(args.config(&train)?, args.seed)?;
@@ -172,11 +175,18 @@ pub fn run(args: &TrainArgs, json: bool, verbose: bool) -> Result<()> {
         recompute: args.recompute_noise,
         ..model.noise_plan()
     });
+    if let Some(teacher) = &mut teacher {
+        args.place.place(teacher)?;
+    }
     let gpu = model.device().gpu().cloned();
     let params = model.count_params();
     let (device, dtype) = (model.device().to_string(), model.dtype().to_string());
     let network = common::config_json(model.config());
-    let mut trainer = Trainer::new(&mut model, &train, &test, args.settings())?;
+    let settings = args.settings(recipe);
+    let mut trainer = match &mut teacher {
+        None => Trainer::new(&mut model, &train, &test, settings)?,
+        Some(teacher) => Trainer::distill(&mut model, teacher, &train, &test, settings)?,
+    };
     let state = args.out.join("state.safetensors");
     if args.resume {
         trainer
@@ -197,9 +207,9 @@ pub fn run(args: &TrainArgs, json: bool, verbose: bool) -> Result<()> {
     let log = trainer.log().to_vec();
     let weights = args.out.join("weights.safetensors");
     let mut checkpoint = trainer.model().checkpoint()?;
-    let defense = args.defense.to_possible_value().expect("no skipped values");
+    checkpoint.metadata.extend(trainer.recipe_metadata());
     for (key, value) in [
-        ("defense", defense.get_name().to_string()),
+        ("defense", args.defense.name().to_string()),
         ("seed", args.seed.to_string()),
         ("epochs", args.epochs.to_string()),
     ] {
@@ -214,7 +224,9 @@ pub fn run(args: &TrainArgs, json: bool, verbose: bool) -> Result<()> {
         "parameters": params,
         "device": device,
         "dtype": dtype,
-        "defense": defense.get_name(),
+        "defense": args.defense.name(),
+        "recipe": recipe,
+        "teacher": args.recipe.teacher().map(|path| path.display().to_string()),
         "data": args.data.to_string(),
         "train_images": train.len(),
         "test_images": test.len(),

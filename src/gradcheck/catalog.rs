@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::models::{Arch, Config, Model};
 use crate::nn::{Mode, Pass};
 use crate::ops::batch_norm::{self, Activation, Running};
+use crate::ops::loss::Scaling;
 use crate::ops::margin::{self, Direction};
 use crate::ops::noise::{self, Key, Noise, Normals, Purpose};
 use crate::ops::pool2d::{self, Pool2d};
@@ -38,6 +39,7 @@ pub fn all() -> Vec<(&'static str, OpChecks)> {
         ("add", add),
         ("apply", apply),
         ("cross_entropy", cross_entropy),
+        ("distillation", distillation),
         ("margin", margin),
         ("network", network),
     ]
@@ -332,22 +334,40 @@ fn column(values: Vec<f64>) -> Result<Tensor> {
     Tensor::from_vec(Shape::new(values.len(), 1, 1, 1), values)
 }
 
+/// The gradient of the sum of the rows' losses, each times its `dy`, from that of their mean.
+fn weighted_rows(mut grad: Tensor, dy: &Tensor) -> Vec<Tensor> {
+    let rows = grad.data_mut::<f64>().chunks_mut(LOGITS.c);
+    for (row, dy) in rows.zip(dy.data::<f64>()) {
+        row.iter_mut().for_each(|g| *g *= dy * LOGITS.n as f64);
+    }
+    vec![grad]
+}
+
 fn cross_entropy() -> Result<Vec<Report>> {
     let report = Check::new("cross_entropy")
         .input("logits", &normal(1, LOGITS))
         .run(
             |i| column(loss::cross_entropy(&i[0], &CLASSES)?.0),
-            |i, dy| {
-                // The op's gradient is that of the mean: times n, each row by its own dy.
-                let (_, mut grad) = loss::cross_entropy(&i[0], &CLASSES)?;
-                let rows = grad.data_mut::<f64>().chunks_mut(LOGITS.c);
-                for (row, dy) in rows.zip(dy.data::<f64>()) {
-                    row.iter_mut().for_each(|g| *g *= dy * LOGITS.n as f64);
-                }
-                Ok(vec![grad])
-            },
+            |i, dy| Ok(weighted_rows(loss::cross_entropy(&i[0], &CLASSES)?.1, dy)),
         )?;
     Ok(vec![report])
+}
+
+fn distillation() -> Result<Vec<Report>> {
+    let teacher = normal(2, LOGITS);
+    let check = |name: &str, temperature: f64, scaling: Scaling| {
+        let loss = |z: &Tensor| loss::distillation(z, &teacher, temperature, scaling);
+        Check::new(format!("distillation, {name}"))
+            .input("student", &normal(1, LOGITS))
+            .run(
+                |i| column(loss(&i[0])?.0),
+                |i, dy| Ok(weighted_rows(loss(&i[0])?.1, dy)),
+            )
+    };
+    Ok(vec![
+        check("T^2", 3.0, Scaling::Hinton)?,
+        check("mean over classes", 0.7, Scaling::Authors)?,
+    ])
 }
 
 fn margin() -> Result<Vec<Report>> {

@@ -16,6 +16,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
 use crate::io::atomic::write_atomic;
+use crate::io::fingerprint::Fingerprint;
 use crate::tensor::{Shape, Tensor};
 
 /// What every safetensors reader accepts as the largest header, in bytes.
@@ -219,6 +220,22 @@ impl Checkpoint {
             }
             Ok(())
         })
+    }
+
+    /// Of names, sizes, elements and metadata: tells one checkpoint from another.
+    pub fn fingerprint(&self) -> String {
+        let mut all = Fingerprint::new();
+        for (key, value) in &self.metadata {
+            all.add(format!("{key}={value}\n").as_bytes());
+        }
+        for (name, array) in &self.tensors {
+            all.add(format!("{name} {:?}\n", array.shape).as_bytes());
+            match &array.data {
+                ArrayData::F32(v) => v.iter().for_each(|x| all.add(&x.to_le_bytes())),
+                ArrayData::I64(v) => v.iter().for_each(|x| all.add(&x.to_le_bytes())),
+            }
+        }
+        all.text()
     }
 
     fn header(&self, order: &[(&String, &Array)]) -> Result<Vec<u8>> {

@@ -1,10 +1,12 @@
 //! Training on a GPU. Data, augmentation, noise, loss and learning rates live there, and a step is one
-//! graph, replayed; the host waits only when it wants to know how the run stands.
+//! graph, replayed; the host waits only when it wants to know how the run stands. Recipes in which the host
+//! has a part, all but the plain one, are launched as they are.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::{Progress, Settings};
+use super::distill::Teacher;
+use super::{Progress, Recipe, Settings};
 use crate::data::{Dataset, DeviceData, Plan};
 use crate::error::{Error, Result};
 use crate::evaluate::DeviceImages;
@@ -12,12 +14,20 @@ use crate::gpu::{Gpu, LOOK_EVERY, Repeated};
 use crate::models::Model;
 use crate::nn::{Entry, Mode, Pass};
 use crate::ops::conv2d::Packs;
-use crate::ops::loss::{Metrics, Totals, cross_entropy_step};
+use crate::ops::loss::{Metrics, Totals, count_step, cross_entropy_step};
 use crate::ops::noise::{Key, Purpose};
 use crate::ops::sgd;
 use crate::ops::step::{self, Cursor, LearningRates, LossScale, MultiTensor, Scale, Slots};
 use crate::optim::Sgd;
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
+
+/// What a step learns from, beside its batch.
+pub(super) struct Lesson<'a, 't> {
+    pub settings: &'a Settings,
+    pub teacher: Option<&'a mut Teacher<'t>>,
+    /// What names the step's random numbers.
+    pub draw: u32,
+}
 
 /// What a run keeps on the device.
 pub(super) struct DeviceRun {
@@ -121,14 +131,17 @@ impl DeviceRun {
         &mut self,
         model: &mut Model,
         optimizer: &mut Sgd,
-        settings: &Settings,
+        lesson: &mut Lesson<'_, '_>,
         rows: usize,
     ) -> Result<()> {
         self.find_tensors(model, optimizer)?;
         self.packs.prepare()?;
+        if lesson.settings.recipe != Recipe::Plain {
+            return self.launch(model, lesson, rows, true);
+        }
         let gpu = self.gpu.clone();
         let mut step = self.steps.remove(&rows).unwrap_or_default();
-        let replayed = step.run(&gpu, || self.launch(model, settings, rows, true));
+        let replayed = step.run(&gpu, || self.launch(model, lesson, rows, true));
         self.steps.insert(rows, step);
         // Where the pass itself ran or was recorded, batch norm has counted.
         self.replayed += u64::from(replayed?);
@@ -155,21 +168,31 @@ impl DeviceRun {
         Ok(())
     }
 
-    /// `w <- w - lr grad loss(f_eps(w, x), y)`, one draw `eps` per row; without `update` only up to
-    /// the gradient.
+    /// `w <- w - lr grad loss(f_eps(w, x), y)`, one draw `eps` per row, on the recipe's `x` and loss; without
+    /// `update` only up to the gradient.
     fn launch(
         &mut self,
         model: &mut Model,
-        settings: &Settings,
+        lesson: &mut Lesson<'_, '_>,
         rows: usize,
         update: bool,
     ) -> Result<()> {
         let plan = self.plan.as_ref().expect("an epoch was entered");
         let batch = self.data.batch(plan, &self.cursor, rows, DType::F32)?;
+        let Lesson { settings, draw, .. } = *lesson;
+        let (recipe, seed) = (&settings.recipe, settings.seed);
+        let x = match recipe {
+            Recipe::Plain | Recipe::Distill(_) => batch.x,
+            _ => recipe.images(model, batch.x, &batch.labels.to_vec()?, seed, draw)?,
+        };
+        let taught = match &mut lesson.teacher {
+            Some(teacher) => Some(teacher.logits(&x, seed, draw)?),
+            None => None,
+        };
         let pass = Pass {
             mode: Mode::Train,
             noise: Some(Key {
-                seed: settings.seed,
+                seed,
                 purpose: Purpose::Train,
                 rows: batch.rows,
             }),
@@ -177,8 +200,15 @@ impl DeviceRun {
         };
         let (scale, metrics) = (&self.scale, &mut self.metrics);
         self.packs.during(|| {
-            let logits = model.forward(batch.x, &pass)?;
-            let dlogits = cross_entropy_step(&logits, &batch.labels, Some(scale), metrics)?;
+            let logits = model.forward(x, &pass)?;
+            let dlogits = match (recipe, &taught) {
+                (Recipe::Distill(distillation), Some(taught)) => {
+                    let (losses, dlogits) = distillation.loss(&logits, taught)?;
+                    count_step(&logits, &losses, &batch.labels, metrics)?;
+                    scaled(dlogits, scale)?
+                }
+                _ => cross_entropy_step(&logits, &batch.labels, Some(scale), metrics)?,
+            };
             model.accumulate(dlogits)
         })?;
         if update {
@@ -235,7 +265,7 @@ impl DeviceRun {
     pub fn rows_that_fit(
         &mut self,
         model: &mut Model,
-        settings: &Settings,
+        lesson: &mut Lesson<'_, '_>,
         rows: usize,
     ) -> Option<usize> {
         self.steps.clear();
@@ -243,11 +273,22 @@ impl DeviceRun {
         let fits = std::iter::successors(Some(rows / 2), |r| Some(r / 2))
             .take_while(|&r| r >= 2)
             .find(|&r| {
-                self.launch(model, settings, r, false).is_ok() && self.gpu.synchronize().is_ok()
+                self.launch(model, lesson, r, false).is_ok() && self.gpu.synchronize().is_ok()
             });
         model.load_checkpoint("before".as_ref(), &before).ok()?;
         fits
     }
+}
+
+/// The gradient times the loss scale, which is waited for.
+fn scaled(gradient: Tensor, scale: &LossScale) -> Result<Tensor> {
+    let factor = scale.read()?.scale;
+    let Some(gpu) = gradient.gpu().filter(|_| factor != 1.0) else {
+        return Ok(gradient);
+    };
+    let mut here = gradient.to_cpu()?;
+    here.data_mut::<f32>().iter_mut().for_each(|g| *g *= factor);
+    here.to_gpu(gpu)?.to_dtype(gradient.dtype())
 }
 
 /// The loss scale, as the state of a run holds it.

@@ -3,14 +3,18 @@
 //! A run is a pure function of its settings, data and seed. Its state can be saved between any two
 //! steps and continued to the same bits.
 
+pub mod adversarial;
 mod device;
+pub mod distill;
+mod recipe;
+mod settings;
 mod state;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Augment, Dataset};
+use crate::data::Dataset;
 use crate::ensemble::Average;
 use crate::error::{Error, Result};
 use crate::evaluate::Judge;
@@ -19,82 +23,15 @@ use crate::models::Model;
 use crate::nn::{Mode, Pass};
 use crate::ops::loss::{argmax, cross_entropy};
 use crate::ops::noise::{Key, Purpose};
-use crate::ops::sgd;
 use crate::ops::step::Scale;
-use crate::optim::{Schedule, Sgd};
+use crate::optim::Sgd;
 use crate::tensor::Device;
 
-use device::{DeviceRun, ScaleFields};
+use device::{DeviceRun, Lesson, ScaleFields};
+use distill::Teacher;
 
-/// Which weights a run ends with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Select {
-    /// Those of the last step.
-    #[default]
-    Last,
-    /// The paper's rule: the epoch with the best **test** accuracy, also reloaded at each phase's
-    /// end. It lets the test set choose, so its test accuracy is optimistic.
-    BestTest,
-}
-
-/// What fixes a training run, beside network and data.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    /// Passes over the training set, at least 1.
-    pub epochs: u32,
-    /// Rows of a batch, at least 2. A last batch of one row is left out.
-    pub batch: usize,
-    /// Optimiser; its learning rate is the schedule's base rate.
-    pub sgd: sgd::Sgd,
-    /// How the learning rate falls.
-    pub schedule: Schedule,
-    /// Which weights to end with.
-    pub select: Select,
-    /// Random crop and flip; `None` shows the images as they are.
-    pub augment: Option<Augment>,
-    /// Seed of the order, the augmentation and the noise.
-    pub seed: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            epochs: 200,
-            batch: 128,
-            sgd: sgd::Sgd {
-                lr: 0.1,
-                momentum: 0.9,
-                weight_decay: 5e-4,
-                nesterov: false,
-            },
-            schedule: Schedule::Phases,
-            select: Select::Last,
-            augment: Some(Augment { pad: 4, flip: true }),
-            seed: 0,
-        }
-    }
-}
-
-impl Settings {
-    fn check(&self) -> Result<()> {
-        let wrong = |arg, expected: &str, found: String| {
-            Err(Error::argument("train", arg, expected, found))
-        };
-        if self.epochs == 0 {
-            return wrong("epochs", "at least 1", self.epochs.to_string());
-        }
-        if self.batch < 2 {
-            return wrong("batch", "at least 2 rows", self.batch.to_string());
-        }
-        Error::unless_positive("train", "lr", self.sgd.lr)?;
-        let momentum = self.sgd.momentum;
-        if !(0.0..1.0).contains(&momentum) {
-            return wrong("momentum", "at least 0 and below 1", momentum.to_string());
-        }
-        Error::unless_not_negative("train", "weight decay", self.sgd.weight_decay)?;
-        Ok(())
-    }
-}
+pub use recipe::Recipe;
+pub use settings::{Select, Settings};
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,7 +40,8 @@ pub struct EpochLog {
     pub epoch: u32,
     /// Learning rate of its last step.
     pub lr: f64,
-    /// Mean cross-entropy over its rows, in nats, each seen with one draw during training.
+    /// Mean loss over its rows, in nats, each seen with one draw during training: cross-entropy on the
+    /// images as the recipe moved them, or the loss of distillation.
     pub train_loss: f64,
     /// Share of its rows classified right, seen the same way.
     pub train_accuracy: f64,
@@ -197,19 +135,59 @@ pub struct Trainer<'a> {
     optimizer: Sgd,
     progress: Progress,
     best: Option<Checkpoint>,
+    /// Whom the network learns from, if the recipe is distillation.
+    teacher: Option<Teacher<'a>>,
     /// What the run keeps on a GPU, where the network is on one.
     device: Option<DeviceRun>,
 }
 
 impl<'a> Trainer<'a> {
     /// A run that has not begun.
+    ///
+    /// Errors: settings or data that do not fit; distillation, which needs [`Trainer::distill`].
     pub fn new(
         model: &'a mut Model,
         train: &'a Dataset,
         test: &'a Dataset,
         settings: Settings,
     ) -> Result<Self> {
+        Trainer::with_teacher(model, None, train, test, settings)
+    }
+
+    /// The same by [`Recipe::Distill`] from a teacher of the same images and classes, which stays as it is.
+    ///
+    /// Errors: another recipe; a teacher that does not fit.
+    pub fn distill(
+        model: &'a mut Model,
+        teacher: &'a mut Model,
+        train: &'a Dataset,
+        test: &'a Dataset,
+        settings: Settings,
+    ) -> Result<Self> {
+        Trainer::with_teacher(model, Some(teacher), train, test, settings)
+    }
+
+    fn with_teacher(
+        model: &'a mut Model,
+        teacher: Option<&'a mut Model>,
+        train: &'a Dataset,
+        test: &'a Dataset,
+        settings: Settings,
+    ) -> Result<Self> {
         settings.check()?;
+        let recipe = settings.recipe;
+        let distills = matches!(recipe, Recipe::Distill(_));
+        match (distills, &teacher) {
+            (true, None) => {
+                let expected = "a network to learn from";
+                return Err(Error::argument("train", "teacher", expected, "none"));
+            }
+            (false, Some(_)) => {
+                let found = recipe.name();
+                return Err(Error::argument("train", "recipe", "distill", found));
+            }
+            _ => {}
+        }
         for (arg, data) in [("train", train), ("test", test)] {
             let config = model.config();
             if data.image_shape() != config.input {
@@ -234,6 +212,10 @@ impl<'a> Trainer<'a> {
                 train.len(),
             ));
         }
+        let teacher = match teacher {
+            Some(teacher) => Some(Teacher::new(teacher, model)?),
+            None => None,
+        };
         let optimizer = Sgd::new(model, settings.sgd)?;
         let device = match model.device() {
             Device::Cpu => None,
@@ -250,6 +232,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             progress: Progress::default(),
             best: None,
+            teacher,
             device,
         })
     }
@@ -360,13 +343,26 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// What names the next step's random numbers.
+    fn draw(&self) -> Result<u32> {
+        let step = self.progress.step;
+        u32::try_from(step)
+            .map_err(|_| Error::argument("train", "epochs", "fewer than 2^32 steps", step))
+    }
+
     /// The next step on the device.
     fn device_step(&mut self, rows: usize) -> Result<()> {
         let rate = self.rate(self.progress.step);
+        let draw = self.draw()?;
         let device = self.device.as_mut().expect("training on a device");
-        let step = device.step(self.model, &mut self.optimizer, &self.settings, rows);
+        let mut lesson = Lesson {
+            settings: &self.settings,
+            teacher: self.teacher.as_mut(),
+            draw,
+        };
+        let step = device.step(self.model, &mut self.optimizer, &mut lesson, rows);
         if let Err(Error::OutOfMemory { .. }) = step {
-            let fits = device.rows_that_fit(self.model, &self.settings, rows);
+            let fits = device.rows_that_fit(self.model, &mut lesson, rows);
             return step.map_err(|e| e.with_batch_that_fits(fits));
         }
         step?;
@@ -387,9 +383,14 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// `w <- w - lr grad loss(f_eps(w, x), y)`, one draw `eps` per row.
+    /// `w <- w - lr grad loss(f_eps(w, x), y)`, one draw `eps` per row, on the recipe's `x` and loss.
     fn step(&mut self, indices: &[usize]) -> Result<()> {
-        let Settings { seed, augment, .. } = &self.settings;
+        let Settings {
+            seed,
+            augment,
+            recipe,
+            ..
+        } = &self.settings;
         let (x, labels) = match augment {
             Some(augment) => {
                 self.train
@@ -397,14 +398,12 @@ impl<'a> Trainer<'a> {
             }
             None => self.train.batch(indices)?,
         };
-        let draw = u32::try_from(self.progress.step).map_err(|_| {
-            Error::argument(
-                "train",
-                "epochs",
-                "fewer than 2^32 steps",
-                self.progress.step,
-            )
-        })?;
+        let draw = self.draw()?;
+        let x = recipe.images(self.model, x, &labels, *seed, draw)?;
+        let taught = match &mut self.teacher {
+            Some(teacher) => Some(teacher.logits(&x, *seed, draw)?),
+            None => None,
+        };
         let pass = Pass {
             mode: Mode::Train,
             noise: Some(Key::consecutive(
@@ -417,7 +416,10 @@ impl<'a> Trainer<'a> {
             record: true,
         };
         let logits = self.model.forward(x, &pass)?;
-        let (losses, dlogits) = cross_entropy(&logits, &labels)?;
+        let (losses, dlogits) = match (recipe, &taught) {
+            (Recipe::Distill(distillation), Some(taught)) => distillation.loss(&logits, taught)?,
+            _ => cross_entropy(&logits, &labels)?,
+        };
         let bad = losses.iter().filter(|l| !l.is_finite()).count();
         if bad > 0 {
             let Progress { step, epoch, .. } = self.progress;

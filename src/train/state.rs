@@ -3,38 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Progress, Select, Settings, Trainer};
+use super::{Progress, Trainer};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Checkpoint;
 use crate::models::{put_array, to_array};
 use crate::nn::Entry;
 use crate::tensor::Tensor;
-
-impl Settings {
-    /// The settings as they stand in a state file.
-    fn to_metadata(&self) -> BTreeMap<String, String> {
-        let augment = self.augment.as_ref();
-        [
-            ("epochs", self.epochs.to_string()),
-            ("batch", self.batch.to_string()),
-            ("lr", self.sgd.lr.to_string()),
-            ("momentum", self.sgd.momentum.to_string()),
-            ("weight_decay", self.sgd.weight_decay.to_string()),
-            ("nesterov", self.sgd.nesterov.to_string()),
-            ("schedule", self.schedule.to_string()),
-            (
-                "select_best_test",
-                (self.select == Select::BestTest).to_string(),
-            ),
-            ("augment_pad", augment.map_or(0, |a| a.pad).to_string()),
-            ("augment_flip", augment.is_some_and(|a| a.flip).to_string()),
-            ("seed", self.seed.to_string()),
-        ]
-        .into_iter()
-        .map(|(k, v)| (k.to_string(), v))
-        .collect()
-    }
-}
 
 /// Prefixes of the tensors in a state file.
 const MODEL: &str = "model.";
@@ -89,11 +63,22 @@ impl Trainer<'_> {
         Ok(state)
     }
 
+    /// The recipe as it stands in files: [`Recipe::to_metadata`](super::Recipe::to_metadata) and, under
+    /// `recipe_teacher`, the fingerprint of a teacher's weights.
+    pub fn recipe_metadata(&self) -> BTreeMap<String, String> {
+        let mut metadata = self.settings.recipe.to_metadata();
+        if let Some(teacher) = &self.teacher {
+            metadata.insert("recipe_teacher".to_string(), teacher.fingerprint.clone());
+        }
+        metadata
+    }
+
     /// Network, settings and sizes of the data: what must agree for a run to be continued.
     fn description(&self) -> BTreeMap<String, String> {
         let mut description = self.model.config().to_metadata();
         description.insert("dtype".to_string(), self.model.dtype().to_string());
         description.extend(self.settings.to_metadata());
+        description.extend(self.recipe_metadata());
         for (key, data) in [("train_images", self.train), ("test_images", self.test)] {
             description.insert(key.to_string(), data.len().to_string());
         }
@@ -110,10 +95,12 @@ impl Trainer<'_> {
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         let state = Checkpoint::read(path)?;
         for (key, value) in &self.description() {
-            match state.metadata.get(key) {
+            let found = state.metadata.get(key).map(String::as_str);
+            // Older files name no recipe.
+            match found.or((key == "recipe").then_some("plain")) {
                 Some(found) if found == value => {}
                 found => {
-                    let found = found.map_or("nothing", |f| f.as_str());
+                    let found = found.unwrap_or("nothing");
                     let was = format!("a run with {key} = {value}, as asked for now");
                     return Err(Error::file(path, was, format_args!("{key} = {found}")));
                 }

@@ -20,6 +20,7 @@ mod noise_plans;
 mod noisy_conv2d;
 mod numbers;
 mod pool2d;
+mod recipes;
 mod relu;
 mod sgd;
 mod tanh_space;

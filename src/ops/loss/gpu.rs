@@ -60,7 +60,8 @@ pub(super) fn cross_entropy(
 pub(super) fn count(
     gpu: &Gpu,
     metrics: &mut Buffer<kernels::Metrics>,
-    losses: &Losses,
+    per_row: &Buffer<f64>,
+    predictions: &Buffer<u32>,
     labels: &Buffer<u32>,
 ) -> Result<()> {
     kernels::loss_metrics(
@@ -68,10 +69,10 @@ pub(super) fn count(
         [1, 1, 1],
         0,
         metrics.ptr_mut(),
-        losses.per_row.ptr(),
-        losses.predictions.ptr(),
+        per_row.ptr(),
+        predictions.ptr(),
         labels.ptr(),
-        losses.per_row.len() as u32,
+        per_row.len() as u32,
     )
 }
 

@@ -88,6 +88,34 @@ pub fn cross_entropy_step(
         None => Ptr::null(),
     };
     let losses = gpu::cross_entropy(OP, gpu, logits, labels, scale)?;
-    gpu::count(gpu, &mut metrics.0, &losses, labels)?;
+    gpu::count(
+        gpu,
+        &mut metrics.0,
+        &losses.per_row,
+        &losses.predictions,
+        labels,
+    )?;
     Ok(losses.dlogits)
+}
+
+/// Adds a step whose losses the host computed; the classes predicted are those of the logits.
+///
+/// logits `[n, 1, 1, classes]`, a loss and a label for each row.
+///
+/// Errors: other shapes; logits on the CPU; another argument on another device.
+pub fn count_step(
+    logits: &Tensor,
+    losses: &[f64],
+    labels: &Buffer<u32>,
+    metrics: &mut Metrics,
+) -> Result<()> {
+    const OP: &str = "loss::count_step";
+    let shape = check_logits(OP, logits)?;
+    let gpu = logits.expect_gpu(OP, "logits")?;
+    labels.expect(OP, "labels", shape.n, gpu)?;
+    metrics.0.expect(OP, "metrics", 1, gpu)?;
+    let losses = gpu.upload(losses)?;
+    losses.expect(OP, "losses", shape.n, gpu)?;
+    let predictions = gpu::argmax(OP, gpu, logits)?;
+    gpu::count(gpu, &mut metrics.0, &losses, &predictions, labels)
 }

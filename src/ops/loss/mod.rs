@@ -1,9 +1,11 @@
-//! Softmax and softmax cross-entropy.
+//! Softmax, softmax cross-entropy and the loss of distillation.
 
+mod distillation;
 pub(crate) mod gpu;
 mod metrics;
 
-pub use metrics::{Metrics, Totals, cross_entropy_step};
+pub use distillation::{Scaling, distillation};
+pub use metrics::{Metrics, Totals, count_step, cross_entropy_step};
 
 use super::simd::{block_of, for_blocks};
 use crate::dispatch;

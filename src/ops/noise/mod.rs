@@ -32,6 +32,8 @@ pub enum Purpose {
     Certify = 3,
     /// Tests.
     Test = 4,
+    /// Beside a training step: the attack of adversarial training, a teacher's pass.
+    Auxiliary = 5,
 }
 
 /// Names every random variable of one pass through a network: a value, never hidden state.
