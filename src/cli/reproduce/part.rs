@@ -1,14 +1,13 @@
 //! Parts of an experiment: commands of this program whose results are kept and found again by what was asked.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use noiseforge::io::fingerprint::Fingerprint;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::cli::common::{self, say};
 
@@ -67,25 +66,21 @@ impl Part {
 
     /// The folder's name: follows from the command, from the commands that made its files, and from the version.
     fn folder(&self) -> String {
-        let mut hash = Sha256::new();
-        hash.update(env!("CARGO_PKG_VERSION"));
+        let mut print = Fingerprint::new();
+        print.add(env!("CARGO_PKG_VERSION").as_bytes());
         for word in &self.words {
-            hash.update([0]);
-            match word {
-                Word::Text(text) => hash.update(text),
-                Word::Of(part, path) => hash.update(format!("{}/{path}", part.folder())),
-            }
+            let text = match word {
+                Word::Text(text) => text.clone(),
+                Word::Of(part, path) => format!("{}/{path}", part.folder()),
+            };
+            print.add(format!(" {text}").as_bytes());
         }
         let plain = |c: char| match c.is_alphanumeric() {
             true => c.to_ascii_lowercase(),
             false => '-',
         };
-        let mut name: String = self.name.chars().map(plain).collect();
-        name.push('-');
-        for byte in &hash.finalize()[..6] {
-            let _ = write!(name, "{byte:02x}");
-        }
-        name
+        let name: String = self.name.chars().map(plain).collect();
+        format!("{name}-{}", print.text())
     }
 }
 
