@@ -244,7 +244,7 @@ mod tests {
             (
                 "test",
                 "other",
-                "[possible values: train, eval, attack, certify, test]",
+                "[possible values: train, eval, attack, certify, test, auxiliary]",
             ),
             (
                 "--sigma 1",
