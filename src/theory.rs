@@ -62,6 +62,16 @@ pub struct Images<'a> {
 }
 
 impl Images<'_> {
+    /// Of each image's value, from its position, pixels and label.
+    fn estimate(
+        self,
+        mut value: impl FnMut(usize, &[f32], u32) -> Result<f64>,
+    ) -> Result<Estimate> {
+        let each = self.labels.iter().enumerate();
+        let values = each.map(|(i, &label)| value(i, self.x.row(i), label));
+        Ok(Estimate::of(&values.collect::<Result<Vec<_>>>()?))
+    }
+
     fn check(self, op: &'static str, classes: usize) -> Result<()> {
         let n = self.x.shape().n;
         if n == 0 || self.labels.len() != n {
@@ -168,9 +178,7 @@ pub fn added_loss(
     images.check(OP, net.classes())?;
     Error::unless_counted(OP, "draws", draws as usize)?;
     Error::unless_positive(OP, "sigma", sigma)?;
-    let mut added = Vec::new();
-    for (i, &label) in images.labels.iter().enumerate() {
-        let x: &[f32] = images.x.row(i);
+    images.estimate(|i, x, label| {
         let mut random = Stream::new(seed, TAG, i as u64);
         let mut points = vec![(x.to_vec(), label)];
         for _ in 0..draws {
@@ -182,9 +190,8 @@ pub fn added_loss(
         }
         let found = slopes(net, images.x, &points)?;
         let noisy: Vec<f64> = found[1..].iter().map(|(loss, _)| *loss).collect();
-        added.push(mean(&noisy) - found[0].0);
-    }
-    Ok(Estimate::of(&added))
+        Ok(mean(&noisy) - found[0].0)
+    })
 }
 
 /// The trace of the loss's Hessian in the image, of which equation 7 takes `sigma^2 / 2`: Hutchinson's estimator
@@ -202,9 +209,7 @@ pub fn hessian_trace(
     images.check(OP, net.classes())?;
     Error::unless_counted(OP, "probes", probes as usize)?;
     Error::unless_positive(OP, "h", h)?;
-    let mut traces = Vec::new();
-    for (i, &label) in images.labels.iter().enumerate() {
-        let x: &[f32] = images.x.row(i);
+    images.estimate(|i, x, label| {
         let mut random = Stream::new(seed, TAG + 1, i as u64);
         let (mut points, mut signs) = (Vec::new(), Vec::new());
         for _ in 0..probes {
@@ -228,9 +233,8 @@ pub fn hessian_trace(
                 .sum::<f64>()
                 / (2.0 * h)
         });
-        traces.push(mean(&curved.collect::<Vec<_>>()));
-    }
-    Ok(Estimate::of(&traces))
+        Ok(mean(&curved.collect::<Vec<_>>()))
+    })
 }
 
 /// How steep the loss is around images: the largest gradient, in L2, at the image and at `points` points drawn
@@ -247,9 +251,7 @@ pub fn local_slope(
     const OP: &str = "theory::local_slope";
     images.check(OP, net.classes())?;
     Error::unless_positive(OP, "radius", radius)?;
-    let mut largest = Vec::new();
-    for (i, &label) in images.labels.iter().enumerate() {
-        let x: &[f32] = images.x.row(i);
+    images.estimate(|i, x, label| {
         let mut random = Stream::new(seed, TAG + 2, i as u64);
         let mut near = vec![(x.to_vec(), label)];
         for _ in 0..points {
@@ -265,7 +267,6 @@ pub fn local_slope(
             let squares = g.iter().map(|&g| f64::from(g).powi(2));
             squares.sum::<f64>().sqrt()
         });
-        largest.push(steep.fold(0.0, f64::max));
-    }
-    Ok(Estimate::of(&largest))
+        Ok(steep.fold(0.0, f64::max))
+    })
 }

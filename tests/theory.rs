@@ -18,6 +18,14 @@ fn problem() -> Linear {
     linear
 }
 
+/// Under the classifier's own labels.
+fn images(linear: &Linear) -> Images<'_> {
+    Images {
+        x: &linear.images,
+        labels: &linear.labels,
+    }
+}
+
 fn ensemble(model: &mut Model) -> Ensemble<'_> {
     Ensemble::new(model, 1, Purpose::Test, 1).unwrap()
 }
@@ -66,10 +74,7 @@ fn curvature_and_slope_are_the_exact_ones() {
     let linear = problem();
     let mut model = linear.model(0.0).unwrap();
     let mut net = ensemble(&mut model);
-    let images = Images {
-        x: &linear.images,
-        labels: &linear.labels,
-    };
+    let images = images(&linear);
     let mean = |of: &dyn Fn(usize) -> f64| (0..IMAGES).map(of).sum::<f64>() / IMAGES as f64;
     let trace = mean(&|i| exact(&linear, i).1);
     assert!(trace > 0.1, "{trace}");
@@ -101,10 +106,7 @@ fn little_noise_adds_what_the_curvature_says() {
     let linear = problem();
     let mut model = linear.model(0.0).unwrap();
     let mut net = ensemble(&mut model);
-    let images = Images {
-        x: &linear.images,
-        labels: &linear.labels,
-    };
+    let images = images(&linear);
     let trace = (0..IMAGES).map(|i| exact(&linear, i).1).sum::<f64>() / IMAGES as f64;
     let sigma = 0.02;
     let added = added_loss(&mut net, images, sigma, 2000, 7).unwrap();
@@ -154,10 +156,7 @@ fn nonsense_is_refused() {
     let linear = problem();
     let mut model = linear.model(0.0).unwrap();
     let mut net = ensemble(&mut model);
-    let images = Images {
-        x: &linear.images,
-        labels: &linear.labels,
-    };
+    let images = images(&linear);
     let few = Images {
         labels: &linear.labels[..2],
         ..images

@@ -265,20 +265,32 @@ fn attack_together(
         targets,
         params,
     };
-    let (mut draw, abort_early) = (0, params.abort_early());
-    if let Protocol::Rse { c } = params.protocol {
-        let results = descents(images.to_vec(), vec![c; images.len()]).run(net, gpu, report)?;
-        let found = results.into_iter().zip(images).map(|(d, &i)| Found {
-            c: Some(c),
-            broken_by: d.success.then_some(params.name()),
-            ..Found::new(original(i), d.last, d.success, counts(d.passes.into()))
-        });
-        return Ok(found.collect());
-    }
+    let (search, abort_early) = match params.protocol {
+        Protocol::Rse { c } => {
+            let results = descents(images.to_vec(), vec![c; images.len()]).run(net, gpu, report)?;
+            let found = results.into_iter().zip(images).map(|(d, &i)| Found {
+                c: Some(c),
+                broken_by: d.success.then_some(params.name()),
+                ..Found::new(original(i), d.last, d.success, counts(d.passes.into()))
+            });
+            return Ok(found.collect());
+        }
+        Protocol::Search {
+            first,
+            search_steps,
+            at_once,
+            abort_early,
+        } => (
+            move || Search::new(first, search_steps, at_once),
+            abort_early,
+        ),
+        Protocol::Adaptive => unreachable!("runs on the schedule"),
+    };
+    let mut draw = 0;
     let mut searched: Vec<Searched> = images
         .iter()
         .map(|&i| Searched {
-            search: params.constants(),
+            search: search(),
             found: Found::new(original(i), original(i).to_vec(), false, counts(0)),
             closest: f64::INFINITY,
         })

@@ -26,7 +26,7 @@ use crate::ops::adam::Adam;
 use descent::{Ends, descend};
 use search::Search;
 
-/// Which of the two published procedures.
+/// How the constant is found.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Protocol {
     /// The RSE paper's: this `c`, and the last iterate.
@@ -131,29 +131,6 @@ impl CarliniWagner {
         }
     }
 
-    fn abort_early(&self) -> bool {
-        matches!(
-            self.protocol,
-            Protocol::Search {
-                abort_early: true,
-                ..
-            }
-        )
-    }
-
-    /// The constants of a search, before the first.
-    fn constants(&self) -> Search {
-        match self.protocol {
-            Protocol::Search {
-                first,
-                search_steps,
-                at_once,
-                ..
-            } => Search::new(first, search_steps, at_once),
-            _ => unreachable!("no other procedure searches"),
-        }
-    }
-
     async fn attack(&self, image: &Image, net: &mut WhiteBox) -> Result<(), OutOfQueries> {
         match self.protocol {
             Protocol::Rse { c } => {
@@ -166,8 +143,13 @@ impl CarliniWagner {
                 net.hand_in(descended.last.remove(0), descended.success[0]);
                 Ok(())
             }
-            Protocol::Search { abort_early, .. } => {
-                let mut search = self.constants();
+            Protocol::Search {
+                first,
+                search_steps,
+                at_once,
+                abort_early,
+            } => {
+                let mut search = Search::new(first, search_steps, at_once);
                 loop {
                     let c = search.next();
                     if c.is_empty() {
@@ -225,8 +207,8 @@ impl WhiteBoxAttack for CarliniWagner {
 }
 
 /// Attacks images as [`attack_white_box`] does. On a GPU, where the attack does not choose between random
-/// draws (and is not [`Protocol::Adaptive`]), images, optimiser and bests stay there, [`Options::rows`] rows at once, and a step is one
-/// graph.
+/// draws (and is not [`Protocol::Adaptive`]), images, optimiser and bests stay there, [`Options::rows`]
+/// rows at once, and a step is one graph.
 ///
 /// Errors: as [`attack_white_box`].
 pub fn attack(

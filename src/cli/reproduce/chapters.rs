@@ -130,6 +130,41 @@ pub fn table2(book: &mut Book) -> Result<()> {
     Ok(())
 }
 
+/// Curves under the attack, against c and against distance.
+struct Curves {
+    against_c: Figure,
+    against_distance: Figure,
+    results: Vec<Value>,
+}
+
+impl Curves {
+    /// `what` is figure `number`'s title.
+    fn new(number: u32, what: &str) -> Self {
+        let by_distance = format!("Figure {number}, against distance");
+        Curves {
+            against_c: accuracy(&format!("Figure {number}: {what}"), "c").log_x(),
+            against_distance: accuracy(&by_distance, "RMS L2 distance"),
+            results: Vec::new(),
+        }
+    }
+
+    fn attacked(mut self, book: &mut Book, name: &str, attack: &Rc<Part>) -> Result<Self> {
+        let points = points(&mut book.workshop, attack)?;
+        self.against_c = self.against_c.series(by_c(name, &points));
+        self.against_distance = self.against_distance.series(by_distance(name, &points));
+        self.results
+            .push(json!({"name": name, "points": listed(&points)}));
+        Ok(self)
+    }
+
+    /// Adds them to the page, the folder and the results.
+    fn add_to(self, book: &mut Book, key: &str) {
+        book.figure(key, self.against_c);
+        book.figure(&format!("{key}-distance"), self.against_distance);
+        book.results.insert(key.into(), json!(self.results));
+    }
+}
+
 pub fn fig2(book: &mut Book) -> Result<()> {
     let Defense::Rse { init, inner } = RSE else {
         unreachable!("the paper's RSE")
@@ -144,33 +179,24 @@ pub fn fig2(book: &mut Book) -> Result<()> {
         ),
         ("no noise", Defense::None, TestNoise::Own),
     ];
-    let mut against_c = accuracy("Figure 2: where the noise is", "c").log_x();
-    let mut against_distance = accuracy("Figure 2, against distance", "RMS L2 distance");
-    let mut results = Vec::new();
+    let mut curves = Curves::new(2, "where the noise is");
     for (name, defense, noise) in cases {
         let attack = book
             .plan
             .attack(defense, noise, Protocol::Evaluation, DRAWS);
-        let points = points(&mut book.workshop, &attack)?;
-        against_c = against_c.series(by_c(name, &points));
-        against_distance = against_distance.series(by_distance(name, &points));
-        results.push(json!({"name": name, "points": listed(&points)}));
+        curves = curves.attacked(book, name, &attack)?;
     }
     book.page.heading("Figure 2");
     book.page.paragraph(
         "The paper: noise is needed in training and at test; with noise at test only, clean accuracy falls to about 20%.",
     );
-    book.figure("fig2", against_c);
-    book.figure("fig2-distance", against_distance);
-    book.results.insert("fig2".into(), json!(results));
+    curves.add_to(book, "fig2");
     Ok(())
 }
 
 pub fn fig3(book: &mut Book) -> Result<()> {
     let levels = [(0.1, 0.05), (0.2, 0.1), (0.3, 0.2)];
-    let mut against_c = accuracy("Figure 3: amounts of noise, one draw", "c").log_x();
-    let mut against_distance = accuracy("Figure 3, against distance", "RMS L2 distance");
-    let mut results = Vec::new();
+    let mut curves = Curves::new(3, "amounts of noise, one draw");
     let noisy = levels.map(|(init, inner)| Defense::Rse { init, inner });
     for defense in [Defense::None].into_iter().chain(noisy) {
         let name = match defense {
@@ -180,18 +206,13 @@ pub fn fig3(book: &mut Book) -> Result<()> {
         let attack = book
             .plan
             .attack(defense, TestNoise::Own, Protocol::Evaluation, 1);
-        let points = points(&mut book.workshop, &attack)?;
-        against_c = against_c.series(by_c(&name, &points));
-        against_distance = against_distance.series(by_distance(&name, &points));
-        results.push(json!({"name": name, "points": listed(&points)}));
+        curves = curves.attacked(book, &name, &attack)?;
     }
     book.page.heading("Figure 3");
     book.page.paragraph(
         "The paper: more noise costs clean accuracy and withstands larger c. Verdicts of one draw each.",
     );
-    book.figure("fig3", against_c);
-    book.figure("fig3-distance", against_distance);
-    book.results.insert("fig3".into(), json!(results));
+    curves.add_to(book, "fig3");
     Ok(())
 }
 

@@ -149,6 +149,16 @@ impl Plan {
         })
     }
 
+    /// A command on a network and the data.
+    fn on(&self, name: &str, command: &str, defense: Defense) -> Part {
+        Part::new(format!("{name} {}", defense.name()))
+            .words(command)
+            .word("--weights")
+            .file_of(&self.train(defense), WEIGHTS)
+            .word("--data")
+            .word(&self.data)
+    }
+
     /// The paper's C&W attack at all constants, judged by so many draws.
     pub fn attack(
         &self,
@@ -159,11 +169,8 @@ impl Plan {
     ) -> Rc<Part> {
         let (count, steps, lr, constants) = self.attack_settings();
         let constants: Vec<String> = constants.iter().map(f64::to_string).collect();
-        let mut part = Part::new(format!("cw {}", defense.name()))
-            .words("attack cw --protocol rse --weights")
-            .file_of(&self.train(defense), WEIGHTS)
-            .word("--data")
-            .word(&self.data)
+        let mut part = self
+            .on("cw", "attack cw --protocol rse", defense)
             .words(format!("--count {count} --steps {steps} --lr {lr} --c"))
             .word(constants.join(","))
             .words(format!(
@@ -182,11 +189,7 @@ impl Plan {
     /// Accuracy on the test set against the number of draws.
     pub fn draws(&self, defense: Defense) -> Rc<Part> {
         Rc::new(
-            Part::new(format!("eval {}", defense.name()))
-                .words("eval --weights")
-                .file_of(&self.train(defense), WEIGHTS)
-                .word("--data")
-                .word(&self.data)
+            self.on("eval", "eval", defense)
                 .words(format!("--ensemble {DRAWS} --seed {}", self.seed)),
         )
     }
@@ -198,11 +201,7 @@ impl Plan {
             Scale::Paper => 1000,
         };
         Rc::new(
-            Part::new(format!("theory {}", defense.name()))
-                .words("theory --weights")
-                .file_of(&self.train(defense), WEIGHTS)
-                .word("--data")
-                .word(&self.data)
+            self.on("theory", "theory", defense)
                 .words(format!("--count {count} --seed {}", self.seed)),
         )
     }
@@ -229,11 +228,7 @@ impl Plan {
             Scale::Paper => 1000,
         };
         Rc::new(
-            Part::new(format!("targeted {}", defense.name()))
-                .words("attack cw --protocol rse --weights")
-                .file_of(&self.train(defense), WEIGHTS)
-                .word("--data")
-                .word(&self.data)
+            self.on("targeted", "attack cw --protocol rse", defense)
                 .words(format!(
                     "--count 2 --steps {steps} --lr 0.01 --c 100 --target {target}"
                 ))
