@@ -5,7 +5,7 @@
 /// db[o] = sum of dy, each over the tiles of a split: dw is `[splits][w]`, db `[splits][c_out]`. Of one split they are
 /// added to what is there. A block has N output channels by 64 (K = 1: 128) input channels under all taps. `x_map` and
 /// `y_map` are x and dy as (channels, images, columns, rows) in boxes of a patch and of a tile. Grid: one block a split
-/// and piece of dw. Dynamic shared memory: stages. GROUPS warpgroups multiply, the warp behind them brings data; for
+/// and piece of dw. Dynamic shared memory: stages, then what leaves. GROUPS warpgroups multiply, the warp behind them brings data; for
 /// K = 3 it is one of a warpgroup that leaves its registers to the others.
 // instances: T = bf16 f16; K = 3; N = 64; GROUPS = 3; THREADS = 512
 // instances: T = bf16 f16; K = 1; N = 128 256; GROUPS = 2; THREADS = 288
@@ -31,10 +31,10 @@ conv2d_wgmma_weight_grad(float *dw, float *db, const CUtensorMap &x_map, const C
   const weight_wgmma::Part part = weight_wgmma::locate(p);
   if (threadIdx.x < GROUPS * 128) {
     if constexpr (K == 3) gpu::setmaxnreg_inc<152>();
-    weight_wgmma::consume<T, K, N>(dw, stages, *s, part, p);
+    weight_wgmma::consume<T, K, N, GROUPS>(dw, stages, *s, part, p);
   } else {
     if constexpr (K == 3) gpu::setmaxnreg_dec<56>();
-    if (threadIdx.x < GROUPS * 128 + 32) weight_wgmma::produce<T, PATCHES, N>(db, stages, *s, x_map, y_map, part, p);
+    if (threadIdx.x < GROUPS * 128 + 32) weight_wgmma::produce<T, PATCHES, N, GROUPS>(db, stages, *s, x_map, y_map, part, p);
   }
 #endif
 }

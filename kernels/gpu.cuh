@@ -42,6 +42,12 @@ GPU_FN void begin() {
 /// The 32-bit address of shared memory that PTX instructions take.
 GPU_FN uint32_t shared_u32(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+/// The shared memory at such an address.
+template <class T>
+GPU_FN T *shared_pointer(uint32_t address) {
+  return reinterpret_cast<T *>(__cvta_shared_to_generic(address));
+}
+
 // ---- 16-byte vectors --------------------------------------------------------------------------------------
 
 /// Sixteen bytes of T.
@@ -256,11 +262,15 @@ __device__ __forceinline__ T from_f32(float x) {
 /// How 16-byte pieces are exchanged in shared memory; numbered as wgmma's descriptors do.
 enum class Swizzle { None = 0, B128 = 1, B64 = 2, B32 = 3 };
 
+/// The half of wgmma's descriptor that does not say where the matrix is.
+__device__ __forceinline__ uint64_t matrix_descriptor_upper(Swizzle swizzle, uint32_t stride) {
+  return uint64_t(stride >> 4) << 32 | uint64_t(swizzle) << 62;
+}
+
 /// wgmma's descriptor of a matrix at p. Along K: `stride` bytes from 8 rows to the next 8; `leading` (no swizzle only)
 /// from one 16-byte piece of a row to the next. Transposed: see the PTX manual's canonical layouts.
 __device__ __forceinline__ uint64_t matrix_descriptor(const void *p, Swizzle swizzle, uint32_t leading, uint32_t stride) {
-  return (shared_u32(p) & 0x3ffff) >> 4 | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
-         uint64_t(swizzle) << 62;
+  return (shared_u32(p) & 0x3ffff) >> 4 | uint64_t(leading >> 4) << 16 | matrix_descriptor_upper(swizzle, stride);
 }
 
 /// Two values rounded and packed by one instruction where T has 16 bits.

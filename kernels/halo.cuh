@@ -23,8 +23,6 @@ struct Halo {
   uint32_t pad, flip;
   /// Channels of a group, and chunks of 32 of them.
   uint32_t group_from, group_to, chunks;
-  /// Rows of a slab of packed weights.
-  uint32_t slab_rows;
   /// A tile: images, rows (a multiple of MT) and columns; its patch, and how many rows and columns before the tile it
   /// begins: `pad`, or 0 where the taps outside of the image are passed over.
   uint32_t images, rows, cols, patch_rows, patch_cols, rows_before, cols_before;
@@ -34,8 +32,8 @@ struct Halo {
   Divisor by_down, by_across, by_blocks, by_group_blocks;
   /// Bytes of a patch with the space behind it; how many patches and stages of weights there is space for.
   uint32_t patch_bytes, patches, stages;
-  /// Pieces of a patch that a thread adds noise to, and how many of them at a time.
-  uint32_t pieces, pieces_step;
+  /// Pieces of a patch that a thread adds noise to.
+  uint32_t pieces;
 };
 
 namespace halo {
@@ -43,6 +41,7 @@ namespace halo {
 constexpr uint32_t CHUNK = 32;       // channels
 constexpr uint32_t SLAB_ROW = 64;    // bytes
 constexpr uint32_t CONSUMERS = 256;  // threads that multiply
+constexpr uint32_t DISTURBERS = 96;  // threads that add noise
 constexpr uint32_t MAX_STAGES = 8, MAX_PATCHES = 4;
 constexpr uint32_t STAGING = 2048;   // bytes of a warp's output on its way
 
@@ -77,134 +76,139 @@ __device__ __forceinline__ Place locate(uint32_t tile, const Halo &p) {
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// One thread brings the weights: a stage is a kernel column, K slabs of a chunk.
-template <int K, int N>
-__device__ __forceinline__ void bring_weights(unsigned char *stages, Barriers &bar, const unsigned char *packed,
-                                              const Halo &p) {
+/// What a ring of buffers is filled with next, and how often it was.
+struct Cursor {
   Turn turn;
-  for (uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-    const Place place = locate<N>(tile, p);
-    const uint32_t rows = min((uint32_t)N, p.slab_rows - place.column);
-    const uint64_t slab = (uint64_t)p.slab_rows * SLAB_ROW;
-    const unsigned char *from = packed + place.group * p.chunks * (K * K) * slab + place.column * SLAB_ROW;
-    for (uint32_t chunk = 0; chunk < p.chunks; chunk++, from += K * K * slab)
-#pragma unroll 1
-      for (uint32_t v = 0; v < K; v++) {
-        gpu::mbar_wait(&bar.stage_empty[turn.at], turn.parity ^ 1);
-        gpu::mbar_arrive_expect(&bar.stage_full[turn.at], K * rows * SLAB_ROW);
-        unsigned char *const to = stages + turn.at * (K * N * SLAB_ROW);
-#pragma unroll
-        for (uint32_t u = 0; u < K; u++) {
-          const uint32_t tap = p.flip ? K * K - 1 - (u * K + v) : u * K + v;
-          gpu::bulk_load(to + u * (N * SLAB_ROW), from + tap * slab, rows * SLAB_ROW, &bar.stage_full[turn.at]);
-        }
-        turn.next(p.stages);
-      }
-  }
-}
-
-/// Another brings the patches.
-template <int N>
-__device__ __forceinline__ void bring_patches(unsigned char *patches, Barriers &bar, const CUtensorMap &map,
-                                              const Halo &p) {
-  Turn turn;
-  const uint32_t bytes = p.images * p.patch_rows * p.patch_cols * SLAB_ROW;
-  for (uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-    const Place place = locate<N>(tile, p);
-    for (uint32_t chunk = 0; chunk < p.chunks; chunk++) {
-      gpu::mbar_wait(&bar.patch_empty[turn.at], turn.parity ^ 1);
-      gpu::mbar_arrive_expect(&bar.patch_full[turn.at], bytes);
-      gpu::tma_load_4d(patches + turn.at * p.patch_bytes, &map, &bar.patch_full[turn.at],
-                       place.group * p.group_from + chunk * CHUNK, place.image,
-                       (int)(place.col - p.cols_before), (int)(place.row - p.rows_before));
-      turn.next(p.patches);
-    }
-  }
-}
-
-/// Adds noise to the patches one chunk ahead of the products, a few pieces at a time.
-template <class T>
-struct Noisy {
   Place place;
-  uint32_t tile, chunk, piece;
-  Turn turn;
+  uint32_t tile, chunk = 0, column = 0;
+  int32_t count = 0;
 
   template <int N>
   __device__ __forceinline__ void begin(const Halo &p) {
     tile = blockIdx.x;
     place = locate<N>(tile, p);
-    chunk = piece = 0;
   }
 
-  /// Goes on to the next chunk.
+  /// Goes on to the next of `columns` of a chunk, in a ring of so many buffers.
   template <int N>
-  __device__ __forceinline__ void next(const Halo &p) {
-    turn.next(p.patches);
-    piece = 0;
-    if (++chunk == p.chunks) {
-      chunk = 0;
-      tile += gridDim.x;
-      if (tile < p.tiles) place = locate<N>(tile, p);
-    }
-  }
-
-  /// Adds noise to up to `most` further pieces; behind the last the warp has done its part of the patch.
-  __device__ __forceinline__ void work(uint32_t most, unsigned char *patches, Barriers &bar, const Halo &p,
-                                       const Row *rows, const Draw &draw, bool precise) {
-    if (tile >= p.tiles || piece == p.pieces) return;
-    if (piece == 0) gpu::mbar_wait(&bar.patch_full[turn.at], turn.parity);
-    const uint32_t eight = threadIdx.x % 4, channel = chunk * CHUNK + eight * 8;
-    const uint32_t end = min(piece + most, p.pieces);
-#pragma unroll 1
-    for (; piece < end; piece++) {
-      const uint32_t pixel = threadIdx.x / 4 + piece * (CONSUMERS / 4);
-      const Division line = divide_rest(pixel, p.by_images), at = divide_rest(line.quotient, p.by_patch_cols);
-      // A pixel above or left of the image wraps around to one far below or right of it.
-      const uint32_t n = place.image + line.remainder, r = place.row - p.rows_before + at.quotient,
-                     c = place.col - p.cols_before + at.remainder;
-      if (at.quotient >= p.patch_rows || n >= p.from.n || r >= p.from.h || c >= p.from.w || channel >= p.group_from)
-        continue;
-      T *const x = reinterpret_cast<T *>(patches + turn.at * p.patch_bytes + pixel * SLAB_ROW +
-                                         ((eight ^ (pixel >> 1 & 3)) << 4));
-      const gpu::Vec<T> clean = gpu::load_vec(x);
-      const uint32_t group = (place.group * p.group_from + channel) / 8;
-      float z[8];
-      if (precise)
-        noise::normals<true>(z, draw, rows[n], r * p.from.w + c, group);
-      else
-        noise::normals<false>(z, draw, rows[n], r * p.from.w + c, group);
-      gpu::Vec<T> noisy;
-#pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        T two[2];
-        gpu::pack2(two, fmaf(draw.sigma, z[j], gpu::to_f32(clean.v[j])),
-                   fmaf(draw.sigma, z[j + 1], gpu::to_f32(clean.v[j + 1])));
-        noisy.v[j] = two[0];
-        noisy.v[j + 1] = two[1];
-      }
-      gpu::store_vec(x, noisy);
-    }
-    if (piece == p.pieces) {
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[turn.at]);
-    }
+  __device__ __forceinline__ void next(uint32_t columns, uint32_t buffers, const Halo &p) {
+    turn.next(buffers);
+    count++;
+    if (++column < columns) return;
+    column = 0;
+    if (++chunk < p.chunks) return;
+    chunk = 0;
+    tile += gridDim.x;
+    if (tile < p.tiles) place = locate<N>(tile, p);
   }
 };
+
+/// One thread brings patches and weights; a stage of weights is a kernel column, K slabs of a chunk. Each waits until
+/// its place in its ring is free, so they are brought in the order in which the products set the places free: a patch
+/// at the end of its last column, a stage in the middle of the column behind its own.
+template <int K, int N>
+__device__ __forceinline__ void bring(unsigned char *stages, unsigned char *patches, Barriers &bar,
+                                      const CUtensorMap &x, const CUtensorMap &weights, const Halo &p) {
+  const uint32_t patch_bytes = p.images * p.patch_rows * p.patch_cols * SLAB_ROW;
+  const int32_t buffers = p.patches, places = p.stages;
+  Cursor patch, stage;
+  patch.begin<N>(p);
+  stage.begin<N>(p);
+  while (patch.tile < p.tiles || stage.tile < p.tiles) {
+    // While rings are empty, in the order of use.
+    const bool free_before = patch.count < buffers ? K * patch.count <= stage.count
+                                                   : K * (patch.count - buffers) + K - 1 <= stage.count - places;
+    if (patch.tile < p.tiles && (free_before || stage.tile >= p.tiles)) {
+      const uint32_t at = patch.turn.at;
+      gpu::mbar_wait(&bar.patch_empty[at], patch.turn.parity ^ 1);
+      gpu::mbar_arrive_expect(&bar.patch_full[at], patch_bytes);
+      gpu::tma_load_4d(patches + at * p.patch_bytes, &x, &bar.patch_full[at],
+                       patch.place.group * p.group_from + patch.chunk * CHUNK, patch.place.image,
+                       (int)(patch.place.col - p.cols_before), (int)(patch.place.row - p.rows_before));
+      patch.next<N>(1, p.patches, p);
+    } else {
+      const uint32_t at = stage.turn.at;
+      gpu::mbar_wait(&bar.stage_empty[at], stage.turn.parity ^ 1);
+      // Rows behind the packed ones come as zeros.
+      gpu::mbar_arrive_expect(&bar.stage_full[at], K * N * SLAB_ROW);
+      gpu::tma_load_4d(stages + at * (K * N * SLAB_ROW), &weights, &bar.stage_full[at], 0, stage.place.column / 8,
+                       p.flip ? K - 1 - stage.column : stage.column, (stage.place.group * p.chunks + stage.chunk) * K);
+      stage.next<N>(K, p.stages, p);
+    }
+  }
+}
+
+/// Noise for PIECES pieces of 16 bytes of a patch, side by side.
+template <class T, bool PRECISE, int PIECES>
+__device__ __forceinline__ void disturb_pieces(unsigned char *patch, uint32_t first, const Place &place, uint32_t chunk,
+                                               const Halo &p, const Row *rows, const Draw &draw) {
+  const uint32_t thread = threadIdx.x % 128 - 32, eight = thread % 4, channel = chunk * CHUNK + eight * 8;
+  const uint32_t group = (place.group * p.group_from + channel) / 8;
+  T *x[PIECES];
+  float z[PIECES][8];
+  bool exists[PIECES];
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    const uint32_t pixel = thread / 4 + (first + i) * (DISTURBERS / 4);
+    const Division line = divide_rest(pixel, p.by_images), at = divide_rest(line.quotient, p.by_patch_cols);
+    // A pixel above or left of the image wraps around to one far below or right of it.
+    const uint32_t n = place.image + line.remainder, r = place.row - p.rows_before + at.quotient,
+                   c = place.col - p.cols_before + at.remainder;
+    exists[i] = at.quotient < p.patch_rows && n < p.from.n && r < p.from.h && c < p.from.w && channel < p.group_from;
+    x[i] = reinterpret_cast<T *>(patch + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
+    noise::normals<PRECISE>(z[i], draw, exists[i] ? rows[n] : Row{0, 0}, r * p.from.w + c, group);
+  }
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    if (!exists[i]) continue;
+    const gpu::Vec<T> clean = gpu::load_vec(x[i]);
+    gpu::Vec<T> noisy;
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      T two[2];
+      gpu::pack2(two, fmaf(draw.sigma, z[i][j], gpu::to_f32(clean.v[j])),
+                 fmaf(draw.sigma, z[i][j + 1], gpu::to_f32(clean.v[j + 1])));
+      noisy.v[j] = two[0];
+      noisy.v[j + 1] = two[1];
+    }
+    gpu::store_vec(x[i], noisy);
+  }
+}
+
+/// Three warps add noise to every patch when it is there, ahead of the products.
+template <class T, int N, bool PRECISE>
+__device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, const Halo &p, const Row *rows,
+                                        const Draw &draw) {
+  Cursor patch;
+  patch.begin<N>(p);
+  while (patch.tile < p.tiles) {
+    const uint32_t at = patch.turn.at;
+    gpu::mbar_wait(&bar.patch_full[at], patch.turn.parity);
+#pragma unroll 1
+    for (uint32_t i = 0; i < p.pieces; i += 2)
+      disturb_pieces<T, PRECISE, 2>(patches + at * p.patch_bytes, i, patch.place, patch.chunk, p, rows, draw);
+    // The next patch comes to this place by TMA.
+    gpu::fence_proxy_async();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[at]);
+    patch.next<N>(1, p.patches, p);
+  }
+}
 
 template <class T>
 struct Product;
 template <>
 struct Product<__nv_bfloat16> {
   template <int N>
-  static __device__ __forceinline__ void add(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-    gpu::wgmma_bf16<N>(d, a, b, accumulate);
+  static __device__ __forceinline__ void add(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+    gpu::wgmma_bf16<N>(d, a, b);
   }
 };
 template <>
 struct Product<__half> {
   template <int N>
-  static __device__ __forceinline__ void add(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-    gpu::wgmma_f16<N>(d, a, b, accumulate);
+  static __device__ __forceinline__ void add(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+    gpu::wgmma_f16<N>(d, a, b);
   }
 };
 
@@ -219,8 +223,8 @@ struct Pixels {
   /// Of this lane's row of a fragment: image, first of MT rows, column in the tile; rows are far outside if the tile
   /// has no such pixel.
   uint32_t image, row, col;
-  /// Pixel of the patch under tap (0, 0) of the first row.
-  uint32_t under;
+  /// Row and column of the patch under tap (0, 0) of the first row; they may lie before the patch.
+  uint32_t patch_row, patch_col;
   /// Of the warpgroup: whether it has any; first and last of MT rows, columns.
   bool any;
   uint32_t row_first, row_last, col_first, col_last;
@@ -233,8 +237,8 @@ struct Pixels {
     image = inside ? line.remainder : 0;
     row = inside ? at.quotient * MT : 1u << 30;
     col = inside ? at.remainder : 0;
-    // It may lie before the patch: such taps are passed over.
-    under = (((inside ? row : 0) + p.rows_before - p.pad) * p.patch_cols + col + p.cols_before - p.pad) * p.images + image;
+    patch_row = (inside ? row : 0) + p.rows_before - p.pad;
+    patch_col = col + p.cols_before - p.pad;
     const uint32_t m0 = thread / 128 * 64, m1 = min(m0 + 63, used - 1);
     any = m0 < used;
     const Division first = divide_rest(divide(m0, p.by_images), p.by_cols),
@@ -247,29 +251,50 @@ struct Pixels {
   }
 };
 
-/// What of a step's products is passed over: bit 0 the patch's first row, bit 1 its last, ALL all of them. They would
-/// meet nothing but the zeros around the image.
-constexpr uint32_t ALL = 4;
-
-/// Fragments of FR rows of the patch: 16 channels from `half` on, under kernel column v.
-template <int FR>
-__device__ __forceinline__ void fragments(uint32_t (&a)[FR][4], const unsigned char *patch, uint32_t under, uint32_t v,
-                                          uint32_t half, uint32_t skip, const Halo &p) {
-  const uint32_t eight = half * 2 + threadIdx.x % 32 / 16, line = p.patch_cols * p.images;
+/// Where a lane's rows of the fragments lie in a patch, in bytes, for the first half of a chunk: under kernel column v
+/// those of FR rows of the patch. What lies outside of the patch is passed over; the patch's first pixel stands for it.
+template <int K, int FR, int MT>
+__device__ __forceinline__ void places(uint32_t (&at)[K][FR], const Pixels<MT> &pixels, const Halo &p) {
+  const uint32_t half = threadIdx.x % 32 / 16;
 #pragma unroll
-  for (int f = 0; f < FR; f++) {
-    // A row that is passed over may lie outside of the patch; a branch would part the products.
-    const bool out = skip == ALL || (f == 0 && (skip & 1)) || (f == FR - 1 && (skip & 2));
-    const uint32_t pixel = out ? 0 : under + v * p.images + f * line;
-    gpu::ldmatrix(a[f], patch + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
+  for (int v = 0; v < K; v++) {
+#pragma unroll
+    for (int f = 0; f < FR; f++) {
+      const uint32_t r = pixels.patch_row + f, c = pixels.patch_col + v;
+      const uint32_t pixel = (r * p.patch_cols + c) * p.images + pixels.image;
+      at[v][f] = r < p.patch_rows && c < p.patch_cols ? pixel * SLAB_ROW + ((half ^ (pixel >> 1 & 3)) << 4) : half << 4;
+    }
   }
 }
 
+/// What of a column's products is passed over: bit 0 the patch's first row, bit 1 its last, ALL all of them. They would
+/// meet nothing but the zeros around the image.
+constexpr uint32_t ALL = 4;
+
+/// For kernel column v three bits, from bit 3 v on; the same in a warpgroup.
+template <int K, int MT>
+__device__ __forceinline__ uint32_t passed_over(const Pixels<MT> &pixels, const Place &place, const Halo &p) {
+  const uint32_t row0 = place.row + pixels.row_first, row1 = place.row + pixels.row_last;
+  const uint32_t col0 = place.col + pixels.col_first, col1 = place.col + pixels.col_last;
+  const uint32_t rows = (meets(row0, row1, 0, p.pad, p.from.h) ? 0 : 1) |
+                        (meets(row0, row1, MT + K - 2, p.pad, p.from.h) ? 0 : 2);
+  uint32_t skip = 0;
+#pragma unroll
+  for (int v = 0; v < K; v++)
+    skip |= (pixels.any && meets(col0, col1, v, p.pad, p.from.w) ? rows : ALL) << (3 * v);
+  return __shfl_sync(0xffffffffu, skip, 0);
+}
+
+/// wgmma's descriptor of a slab by its lower half, which alone says where it is: no carry leaves it.
+__device__ __forceinline__ uint64_t descriptor(uint32_t lower) {
+  return gpu::matrix_descriptor_upper(gpu::Swizzle::B64, 8 * SLAB_ROW) | lower;
+}
+
 /// acc[mt] += fragments of row mt + u times slab u, for rows LO .. FR - HI of the patch: one group of products, with
-/// no branch in it.
+/// no branch in it. `b` says where slab 0 is, the next is `step` behind it: see descriptor.
 template <class T, int K, int MT, int N, int LO, int HI>
-__device__ __forceinline__ void multiply_rows(float (&acc)[MT][N / 2], bool (&on)[MT],
-                                              const uint32_t (&a)[MT + K - 1][4], uint64_t b) {
+__device__ __forceinline__ void multiply_rows(float (&acc)[MT][N / 2], const uint32_t (&a)[MT + K - 1][4], uint32_t b,
+                                              uint32_t step) {
   gpu::wgmma_fence();
 #pragma unroll
   for (int f = LO; f < MT + K - 1 - HI; f++) {
@@ -277,29 +302,26 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[MT][N / 2], bool (&on
     for (int mt = 0; mt < MT; mt++) {
       const int u = f - mt;
       if (u < 0 || u >= K) continue;
-      Product<T>::template add<N>(acc[mt], a[f], b + u * (N * SLAB_ROW >> 4), on[mt]);
-      on[mt] = true;
+      Product<T>::template add<N>(acc[mt], a[f], descriptor(b + u * step));
     }
   }
   gpu::wgmma_commit();
 }
 
 template <class T, int K, int MT, int N>
-__device__ __forceinline__ void multiply(float (&acc)[MT][N / 2], bool (&on)[MT], const uint32_t (&a)[MT + K - 1][4],
-                                         uint64_t b, uint32_t skip) {
-  if constexpr (K == 1) {
-    multiply_rows<T, K, MT, N, 0, 0>(acc, on, a, b);
-  } else if (skip == 0) {
-    multiply_rows<T, K, MT, N, 0, 0>(acc, on, a, b);
-  } else if (skip == 1) {
-    multiply_rows<T, K, MT, N, 1, 0>(acc, on, a, b);
-  } else if (skip == 2) {
-    multiply_rows<T, K, MT, N, 0, 1>(acc, on, a, b);
-  } else if (skip == 3) {
-    multiply_rows<T, K, MT, N, 1, 1>(acc, on, a, b);
-  } else {
+__device__ __forceinline__ void multiply(float (&acc)[MT][N / 2], const uint32_t (&a)[MT + K - 1][4], uint32_t b,
+                                         uint32_t step, uint32_t skip) {
+  // Tests of bits: of values in turn nvcc makes a jump by a table.
+  if (K == 1 || skip == 0)
+    multiply_rows<T, K, MT, N, 0, 0>(acc, a, b, step);
+  else if (skip & ALL)
     gpu::wgmma_commit();
-  }
+  else if (~skip & 2)
+    multiply_rows<T, K, MT, N, 1, 0>(acc, a, b, step);
+  else if (skip & 1)
+    multiply_rows<T, K, MT, N, 1, 1>(acc, a, b, step);
+  else
+    multiply_rows<T, K, MT, N, 0, 1>(acc, a, b, step);
 }
 
 #endif

@@ -209,23 +209,34 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
         gpu::stmatrix(staging + r * 128 + ((piece ^ (r & 7)) << 4), words);
       }
       __syncwarp();
+      const auto row = [&](uint32_t i) { return i * 4 + lane / 8; };
+      const auto staged = [&](uint32_t r) {
+        return gpu::load_vec(reinterpret_cast<const T *>(staging + r * 128 + ((lane % 8 ^ (r & 7)) << 4)));
+      };
+      const uint32_t c = n + lane % 8 * 8;
+      if (!e.noise) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+          const Target there = mine.of(row(i));
+          if (there.row + down < height && c < columns)
+            gpu::store_vec(to.y + (uint64_t)(there.pixel + down * width) * p.to.c + first + c, staged(row(i)));
+        }
+      } else {
 #pragma unroll 1
-      for (uint32_t i = 0; i < 4; i++) {
-        const uint32_t r = i * 4 + lane / 8, c = n + lane % 8 * 8;
-        const Target there = mine.of(r);
-        if (there.row + down >= height || c >= columns) continue;
-        const uint32_t pixel = there.pixel + down * width;
-        gpu::Vec<T> v = gpu::load_vec(reinterpret_cast<const T *>(staging + r * 128 + ((lane % 8 ^ (r & 7)) << 4)));
-        if (e.noise) {
+        for (uint32_t i = 0; i < 4; i++) {
+          const Target there = mine.of(row(i));
+          if (there.row + down >= height || c >= columns) continue;
+          const uint32_t pixel = there.pixel + down * width;
+          gpu::Vec<T> v = staged(row(i));
           float x[8];
 #pragma unroll
           for (int k = 0; k < 8; k++) x[k] = gpu::to_f32(v.v[k]);
           const Division image = divide_rest(pixel, e.image);
-          const Row row = to.rows[image.quotient];
+          const Row drawn = to.rows[image.quotient];
           if (e.noise == 1)
-            noise::add<false>(x, next, row, image.remainder, (first + c) / 8);
+            noise::add<false>(x, next, drawn, image.remainder, (first + c) / 8);
           else
-            noise::add<true>(x, next, row, image.remainder, (first + c) / 8);
+            noise::add<true>(x, next, drawn, image.remainder, (first + c) / 8);
 #pragma unroll
           for (int k = 0; k < 8; k += 2) {
             T two[2];
@@ -233,83 +244,86 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
             v.v[k] = two[0];
             v.v[k + 1] = two[1];
           }
+          gpu::store_vec(to.y + (uint64_t)pixel * p.to.c + first + c, v);
         }
-        gpu::store_vec(to.y + (uint64_t)pixel * p.to.c + first + c, v);
       }
       __syncwarp();
     }
   }
 }
 
-/// Two warpgroups multiply.
+/// Two warpgroups multiply. A step, a kernel column of a chunk, has to be few instructions: each of a warp's waits for the
+/// one before it, and the products of narrow tiles take no more than a hundred of them. So the loop over kernel columns
+/// is unrolled, and what the steps have in common is computed before.
 template <class T, int K, int MT, int N>
 __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const float *bias, float *partial,
                                         uint32_t *counts, unsigned char *stages, unsigned char *patches,
                                         unsigned char *staging, Barriers &bar, const Halo &p, const Epilogue &e,
-                                        const Row *rows, const Draw &draw, uint32_t noise, const Draw &next) {
+                                        bool noise, const Draw &next) {
   constexpr int FR = MT + K - 1;
+  constexpr uint32_t STAGE = K * N * SLAB_ROW, SLAB = N * SLAB_ROW >> 4;
   const bool first_lane = threadIdx.x % 32 == 0;
-  const uint64_t weights = gpu::matrix_descriptor(stages, gpu::Swizzle::B64, 16, 8 * SLAB_ROW);
+  const uint32_t slabs = (uint32_t)gpu::matrix_descriptor(stages, gpu::Swizzle::B64, 16, 8 * SLAB_ROW);
+  const uint32_t first_slab = slabs + (p.flip ? (K - 1) * SLAB : 0), slab_step = p.flip ? -SLAB : SLAB;
+  // Addresses of shared memory cost several instructions where they are made.
+  const uint32_t patches_at = gpu::opaque(gpu::shared_u32(patches));
+  const uint32_t here = gpu::opaque(gpu::shared_u32(noise ? bar.patch_noisy : bar.patch_full));
+  const uint32_t left_at = gpu::opaque(gpu::shared_u32(bar.patch_empty));
+  const uint32_t full_at = gpu::opaque(gpu::shared_u32(bar.stage_full));
+  const uint32_t empty_at = gpu::opaque(gpu::shared_u32(bar.stage_empty));
+  const auto barrier = [](uint32_t first, uint32_t at) { return gpu::shared_pointer<uint64_t>(first + 8 * at); };
+  Pixels<MT> pixels;
+  pixels.find(p);
+  uint32_t at[K][FR];
+  places(at, pixels, p);
   float acc[MT][N / 2];
   uint32_t a0[FR][4], a1[FR][4];
   Turn stage, patch;
-  Noisy<T> noisy;
-  if (noise) {
-    noisy.template begin<N>(p);
-    noisy.work(p.pieces, patches, bar, p, rows, draw, noise == 2);
-  }
 
   // One warpgroup begins LEAD steps before the other and stays ahead: one's products then run beside the other's epilogue.
-  constexpr uint32_t LEAD = K == 1 ? 1 : 2;
-  if (threadIdx.x >= CONSUMERS / 2) gpu::bar_sync(1, CONSUMERS);
+  constexpr int LEAD = K == 1 ? 1 : 2;
+  bool leads = threadIdx.x < CONSUMERS / 2;
+  if (!leads) gpu::bar_sync(1, CONSUMERS);
   for (uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const Place place = locate<N>(tile, p);
-    Pixels<MT> pixels;
-    pixels.find(p);
-    const uint32_t row0 = place.row + pixels.row_first, row1 = place.row + pixels.row_last;
-    const uint32_t skip_rows = (meets(row0, row1, 0, p.pad, p.from.h) ? 0 : 1) |
-                               (meets(row0, row1, FR - 1, p.pad, p.from.h) ? 0 : 2);
-    const bool any = pixels.any;
-    const uint32_t col0 = place.col + pixels.col_first, col1 = place.col + pixels.col_last;
-    bool on[MT];
+    const uint32_t skips = K == 1 ? 0 : passed_over<K>(pixels, place, p);
 #pragma unroll
-    for (int mt = 0; mt < MT; mt++) on[mt] = false;
-    uint32_t last_stage = MAX_STAGES; // the one that products in flight may read
+    for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+      for (int i = 0; i < N / 2; i++) acc[mt][i] = 0.0f;
+    uint32_t last = MAX_STAGES; // the stage that products in flight may read
 #pragma unroll 1
     for (uint32_t left = p.chunks; left > 0; left--) {
-      // The patch of this chunk is here, and noisy.
-      gpu::mbar_wait(noise ? &bar.patch_noisy[patch.at] : &bar.patch_full[patch.at], patch.parity);
-      if (noise) noisy.template next<N>(p);
-#pragma unroll 1
-      for (uint32_t v = 0; v < K; v++) {
-        const uint32_t skip =
-            K == 1 ? 0 : __shfl_sync(0xffffffffu, any && meets(col0, col1, v, p.pad, p.from.w) ? skip_rows : ALL, 0);
-        const unsigned char *const from = patches + patch.at * p.patch_bytes;
-        const uint64_t b = weights + stage.at * (K * N * SLAB_ROW >> 4);
+      gpu::mbar_wait(barrier(here, patch.at), patch.parity);
+      const uint32_t from = patches_at + patch.at * p.patch_bytes;
+#pragma unroll
+      for (int v = 0; v < K; v++) {
+        const uint32_t skip = skips >> (3 * v) & 7;
+        const uint32_t b = first_slab + stage.at * (STAGE >> 4);
         gpu::wgmma_wait<1>();
-        fragments<FR>(a0, from, pixels.under, v, 0, skip, p);
-        gpu::mbar_wait(&bar.stage_full[stage.at], stage.parity);
-        multiply<T, K, MT, N>(acc, on, a0, b, skip);
+#pragma unroll
+        for (int f = 0; f < FR; f++) gpu::ldmatrix(a0[f], gpu::shared_pointer<unsigned char>(from + at[v][f]));
+        gpu::mbar_wait(barrier(full_at, stage.at), stage.parity);
+        multiply<T, K, MT, N>(acc, a0, b, slab_step, skip);
         gpu::wgmma_wait<1>();
-        if (last_stage != MAX_STAGES && first_lane) gpu::mbar_arrive(&bar.stage_empty[last_stage]);
-        last_stage = stage.at;
-        fragments<FR>(a1, from, pixels.under, v, 1, skip, p);
-        multiply<T, K, MT, N>(acc, on, a1, b + (32 >> 4), skip);
+        if (last != MAX_STAGES && first_lane) gpu::mbar_arrive(barrier(empty_at, last));
+        last = stage.at;
+#pragma unroll
+        for (int f = 0; f < FR; f++) gpu::ldmatrix(a1[f], gpu::shared_pointer<unsigned char>(from + at[v][f] ^ 32));
+        multiply<T, K, MT, N>(acc, a1, b + (32 >> 4), slab_step, skip);
         stage.next(p.stages);
-        if (v + 1 == K) {
-          // All of the patch is in registers.
-          if (noise) gpu::fence_proxy_async();
-          __syncwarp();
-          if (first_lane) gpu::mbar_arrive(&bar.patch_empty[patch.at]);
-          patch.next(p.patches);
-        }
-        if (v + 1 == LEAD && left == p.chunks && tile == blockIdx.x && threadIdx.x < CONSUMERS / 2)
+        if (v + 1 == LEAD && leads) {
           gpu::bar_arrive(1, CONSUMERS);
-        if (noise) noisy.work(p.pieces_step, patches, bar, p, rows, draw, noise == 2);
+          leads = false;
+        }
       }
+      // All of the patch is in registers.
+      __syncwarp();
+      if (first_lane) gpu::mbar_arrive(barrier(left_at, patch.at));
+      patch.next(p.patches);
     }
     gpu::wgmma_wait<0>();
-    if (first_lane) gpu::mbar_arrive(&bar.stage_empty[last_stage]);
+    if (first_lane) gpu::mbar_arrive(barrier(empty_at, last));
     finish<T, MT, N>(acc, to, bias, partial, counts, staging + threadIdx.x / 32 * STAGING, tile, place, p, e, next);
   }
 }

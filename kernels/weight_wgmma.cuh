@@ -73,7 +73,7 @@ __device__ __forceinline__ void bring(unsigned char *stage, uint64_t *full, cons
 }
 
 /// A warp brings the tiles, and sums dy for the bias.
-template <class T, int PATCHES, int N>
+template <class T, int PATCHES, int N, int GROUPS>
 __device__ __forceinline__ void produce(float *db, unsigned char *stages, Shared &s, const CUtensorMap &x_map,
                                         const CUtensorMap &y_map, const Part &part, const WeightPatches &p) {
   const uint32_t lane = threadIdx.x % 32, piece = lane % 8;
@@ -110,6 +110,7 @@ __device__ __forceinline__ void produce(float *db, unsigned char *stages, Shared
       parity ^= 1;
     }
   }
+  gpu::bar_arrive(1, GROUPS * 128 + 32);
   if (!sums) return;
 #pragma unroll
   for (int n = 0; n < N / 64; n++) {
@@ -162,9 +163,69 @@ __device__ __forceinline__ void multiply(float (&acc)[TAPS][N / 2], const uint32
   gpu::wgmma_commit();
 }
 
+/// Rows of a piece of dw on its way out, output channels; floats from one to the next, so that neither side of the
+/// exchange meets in a bank; bytes of a warpgroup's piece.
+template <int TAPS>
+constexpr int LEAVING = TAPS == 1 ? 32 : 16;
+template <int TAPS>
+constexpr int PITCH = TAPS * 64 + 4;
+template <int TAPS>
+constexpr uint32_t LEAVING_BYTES = LEAVING<TAPS> * PITCH<TAPS> * 4;
+
+/// Four floats of dw on their way: output channel, tap and input channel of the piece.
+struct Leaving {
+  uint32_t out, tap, in;
+  template <int K>
+  __device__ __forceinline__ uint32_t offset(uint32_t group_in) const {
+    return (out * (K * K) + tap) * group_in + in;
+  }
+};
+
+template <int TAPS>
+__device__ __forceinline__ Leaving leaving(uint32_t i, uint32_t first) {
+  return {first + i / (TAPS * 16), i / 16 % TAPS, i % 16 * 4};
+}
+
+/// Writes what a warpgroup has of dw, or adds it there: through shared memory, in rows of 256 bytes. `to` is the first of
+/// its output channels under its first tap, `channels_in` and `channels_out` are what there is from there on.
+template <int K, int TAPS, int N>
+__device__ __forceinline__ void leave(float *to, const float (&acc)[TAPS][N / 2], float *staging, uint32_t channels_in,
+                                      uint32_t channels_out, const WeightPatches &p) {
+  constexpr int ROWS = LEAVING<TAPS>, WIDTH = PITCH<TAPS>, PIECES = ROWS * TAPS * 16 / 128;
+  const uint32_t thread = threadIdx.x % 128, lane = thread % 32, barrier = 2 + threadIdx.x / 128;
+  float *const own = staging + lane % 4 * 2 * WIDTH + thread / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int first = 0; first < N; first += ROWS) {
+    // The piece before has left.
+    if (first > 0) gpu::bar_sync(barrier, 128);
+#pragma unroll
+    for (int i = 0; i < ROWS / 2; i++) {
+#pragma unroll
+      for (int v = 0; v < TAPS; v++)
+        own[(i / 4 * 8 + i % 2) * WIDTH + v * 64 + i / 2 % 2 * 8] = acc[v][first / 2 + i];
+    }
+    gpu::bar_sync(barrier, 128);
+    // What is there already is on its way before it is needed.
+    gpu::Vec<float> sum[PIECES] = {};
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+      const Leaving l = leaving<TAPS>(i * 128 + thread, first);
+      if (p.direct && l.out < channels_out && l.in < channels_in) sum[i] = gpu::load_vec(to + l.offset<K>(p.group_in));
+    }
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+      const Leaving l = leaving<TAPS>(i * 128 + thread, first);
+      const gpu::Vec<float> own = gpu::load_vec(staging + (l.out - first) * WIDTH + l.tap * 64 + l.in);
+#pragma unroll
+      for (int j = 0; j < 4; j++) sum[i].v[j] = p.direct ? sum[i].v[j] + own.v[j] : own.v[j];
+      if (l.out < channels_out && l.in < channels_in) gpu::store_vec(to + l.offset<K>(p.group_in), sum[i]);
+    }
+  }
+}
+
 /// A warpgroup: of a 3x3 kernel a row of taps, of a 1x1 kernel 64 input channels.
-template <class T, int K, int N>
-__device__ __forceinline__ void consume(float *dw, const unsigned char *stages, Shared &s, const Part &part,
+template <class T, int K, int N, int GROUPS>
+__device__ __forceinline__ void consume(float *dw, unsigned char *stages, Shared &s, const Part &part,
                                         const WeightPatches &p) {
   constexpr int TAPS = K, PATCHES = K == 1 ? 2 : 1;
   constexpr uint64_t STEP = 16 * ROW >> 4;
@@ -174,7 +235,7 @@ __device__ __forceinline__ void consume(float *dw, const unsigned char *stages, 
   const uint32_t *const starts = s.starts + lane / 16 * 8 + lane % 8;
   float acc[TAPS][N / 2] = {};
   uint32_t a0[TAPS][4], a1[TAPS][4];
-  uint32_t at = 0, parity = 0;
+  uint32_t at = 0, parity = 0, last = MAX_STAGES; // the stage that products in flight may read
   for (uint32_t t = 0; t < part.count; t++) {
     gpu::mbar_wait(&s.full[at], parity);
     const unsigned char *const stage = stages + at * p.stage_bytes, *const from = stage + patch;
@@ -186,31 +247,26 @@ __device__ __forceinline__ void consume(float *dw, const unsigned char *stages, 
       fragments<TAPS>(a0, from, starts[i] + shift, piece, p.images);
       multiply<T, TAPS, N>(acc, a0, b);
       gpu::wgmma_wait<1>();
+      if (last != MAX_STAGES && lane == 0) gpu::mbar_arrive(&s.empty[last]);
+      last = MAX_STAGES;
       fragments<TAPS>(a1, from, starts[i + 16] + shift, piece, p.images);
       multiply<T, TAPS, N>(acc, a1, b + STEP);
     }
-    gpu::wgmma_wait<0>();
-    if (lane == 0) gpu::mbar_arrive(&s.empty[at]);
+    last = at;
     if (++at == p.stages) {
       at = 0;
       parity ^= 1;
     }
   }
+  gpu::wgmma_wait<0>();
+  // Nobody reads the stages any more.
+  gpu::bar_sync(1, GROUPS * 128 + 32);
   const uint64_t w_len = (uint64_t)p.y.c * (K * K) * p.group_in;
-  float *const to = dw + (p.direct ? 0 : part.split * w_len);
-  const uint32_t c0 = (part.in_block * PATCHES + (K == 1 ? group : 0)) * 64 + warp * 16 + lane / 4;
-  const uint32_t o0 = part.out_block * N + lane % 4 * 2;
-#pragma unroll
-  for (int i = 0; i < N / 2; i++) {
-    const uint32_t c = c0 + i / 2 % 2 * 8, o = o0 + i / 4 * 8 + i % 2;
-    if (c >= p.group_in || o >= p.group_out) continue;
-    float *const first = to + ((uint64_t)(part.group * p.group_out + o) * (K * K) + (K == 1 ? 0 : group * K)) * p.group_in + c;
-#pragma unroll
-    for (int v = 0; v < TAPS; v++) {
-      float *const element = first + v * p.group_in;
-      *element = p.direct ? *element + acc[v][i] : acc[v][i];
-    }
-  }
+  const uint32_t in = (part.in_block * PATCHES + (K == 1 ? group : 0)) * 64, out = part.out_block * N;
+  float *const to = dw + (p.direct ? 0 : part.split * w_len) +
+                    ((uint64_t)(part.group * p.group_out + out) * (K * K) + (K == 1 ? 0 : group * K)) * p.group_in + in;
+  leave<K, TAPS, N>(to, acc, reinterpret_cast<float *>(stages + group * LEAVING_BYTES<TAPS>),
+                    in < p.group_in ? p.group_in - in : 0, p.group_out - out, p);
 }
 
 #endif

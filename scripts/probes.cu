@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <vector>
@@ -236,6 +237,93 @@ static void bulk() {
 
 static void multicast() {
   for (int mb : {20, 40}) bulk_run<2>(mb);
+}
+
+/// One thread per SM keeps `stages` boxes of a tensor in flight, or as many bytes in pieces one behind the other.
+__global__ void __launch_bounds__(32) feed_kernel(const __grid_constant__ CUtensorMap map, const unsigned char *p, int bytes,
+                                                  int piece, int stages, unsigned channels, unsigned width,
+                                                  unsigned images, unsigned box_images, int before, unsigned turns) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  __shared__ uint64_t full[STAGES];
+  if (threadIdx.x != 0) return;
+  for (int s = 0; s < stages; s++) barrier_init(full + s, 1);
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  int s = 0;
+  unsigned parity = 1;
+  for (unsigned turn = 0; turn < turns + stages; turn++) {
+    if (turn >= stages) barrier_wait(full + s, parity);
+    if (turn < turns) {
+      uint32_t to = shared_address(shared + s * bytes), at = shared_address(full + s);
+      barrier_expect(full + s, bytes);
+      if (piece == 0) {
+        unsigned c = turn * width % channels, n = (blockIdx.x + turn * width / channels) * box_images % images;
+        asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+                     "l"(&map), "r"(at), "r"(c), "r"(n), "r"(-before), "r"(-before)
+                     : "memory");
+      } else {
+        for (int i = 0; i < bytes; i += piece) {
+          const unsigned char *from = p + (size_t(blockIdx.x % 4 + turn * 4) * bytes + i) % (size_t(8) << 20);
+          asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to + i),
+                       "l"(from), "r"(piece), "r"(at)
+                       : "memory");
+        }
+      }
+    }
+    if (++s == stages) {
+      s = 0;
+      parity ^= 1;
+    }
+  }
+}
+
+/// Bytes that reach an SM in a clock, of boxes as convolutions load them and of pieces of weights.
+static void feed() {
+  CUresult (*encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *,
+                     const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                     CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+  cudaDriverEntryPointQueryResult found;
+  CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", reinterpret_cast<void **>(&encode), 12000,
+                                         cudaEnableDefault, &found));
+  CHECK(cudaFuncSetAttribute(feed_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 << 10));
+  unsigned char *p = allocate<unsigned char>(size_t(32) << 20);
+  auto run = [&](const char *what, int blocks, unsigned c, unsigned n, unsigned side, unsigned width, unsigned images, unsigned box,
+                 int before, int piece) {
+    CUtensorMap map = {};
+    if (piece == 0) {
+      cuuint64_t sizes[] = {c, n, side, side}, strides[] = {2ull * side * side * c, 2ull * c, 2ull * side * c};
+      cuuint32_t boxes[] = {width, images, box, box}, ones[] = {1, 1, 1, 1};
+      if (encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, p, sizes, strides, boxes, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                 width == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
+        row(what, 0, "refused");
+        return;
+      }
+    }
+    int bytes = piece ? 12288 : width * 2 * images * box * box, stages = std::min(STAGES, (192 << 10) / bytes);
+    stages = std::min(stages, piece ? 8 : 3);
+    unsigned turns = unsigned((64u << 20) / bytes);
+    double t = seconds([&] {
+      feed_kernel<<<blocks, 32, stages * ((bytes + 1023) / 1024 * 1024), stream>>>(map, p, bytes, piece, stages, c, width, n, images, before, turns);
+    });
+    char note[96];
+    snprintf(note, sizeof note, "%s; %d SMs; %d x %d bytes in flight", what, blocks, stages, bytes);
+    row("fed to an SM", double(bytes) * turns / t / 1e9, "GB/s", note);
+  };
+  for (int blocks : {1, 16, 132}) {
+    run("16 images 4x4 of 32 channels", blocks, 512, 128, 4, 32, 16, 4, 0, 0);
+    run("16 images 4x4 of 64 channels", blocks, 512, 128, 4, 64, 16, 4, 0, 0);
+    run("8 images 4x4 of 64 channels", blocks, 512, 128, 4, 64, 8, 4, 0, 0);
+    run("64 images 2x2 of 32 channels", blocks, 512, 128, 2, 32, 64, 2, 0, 0);
+    run("64 images 2x2 of 64 channels", blocks, 512, 128, 2, 64, 64, 2, 0, 0);
+    run("1 image 16x16 of 32 channels with border", blocks, 128, 128, 16, 32, 1, 18, 1, 0);
+    run("1 image 16x16 of 64 channels with border", blocks, 128, 128, 16, 64, 1, 18, 1, 0);
+    run("4 images 8x8 of 32 channels with border", blocks, 256, 128, 8, 32, 4, 10, 1, 0);
+    run("4 images 8x8 of 64 channels with border", blocks, 256, 128, 8, 64, 4, 10, 1, 0);
+    run("pieces of 1 KB", blocks, 0, 0, 0, 0, 0, 0, 0, 1024);
+    run("pieces of 4 KB", blocks, 0, 0, 0, 0, 0, 0, 0, 4096);
+    run("pieces of 12 KB", blocks, 0, 0, 0, 0, 0, 0, 0, 12288);
+  }
+  CHECK(cudaFree(p));
 }
 
 // ---- instruction rates -----------------------------------------------------------------------------------
@@ -529,7 +617,7 @@ static const struct {
 } PROBES[] = {
     {"memory", memory},   {"l2", l2},     {"instructions", instructions},
     {"normals", normals}, {"mma", mma},   {"launches", launches},
-    {"wgmma", wgmma_rates}, {"bulk", bulk}, {"multicast", multicast},
+    {"wgmma", wgmma_rates}, {"bulk", bulk}, {"multicast", multicast}, {"feed", feed},
 };
 
 int main(int argc, char **argv) {

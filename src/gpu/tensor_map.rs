@@ -14,9 +14,10 @@ use crate::error::Result;
 pub struct TensorMap(sys::CUtensorMap);
 
 impl TensorMap {
-    /// A tensor of 16-bit elements in boxes of `boxes`, innermost dimension first, 64 or 128 bytes wide
-    /// there; `strides` in elements, of all dimensions but the first. In shared memory the 16-byte pieces of
-    /// a box are exchanged by the swizzle of that width; what lies outside of the tensor is zero.
+    /// A tensor of 16-bit elements in boxes of `boxes`, innermost dimension first; `strides` in elements, of all
+    /// dimensions but the first. In shared memory the 16-byte pieces of a box that is 64 or 128 bytes wide are
+    /// exchanged by the swizzle of that width, of one 512 bytes wide they are not; what lies outside of the
+    /// tensor is zero.
     ///
     /// Errors: the driver refuses sizes or strides.
     pub(crate) fn new(
@@ -34,6 +35,7 @@ impl TensorMap {
         let swizzle = match boxes[0] {
             32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
             64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            256 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
             other => panic!("a box {other} elements wide"),
         };
         gpu.bind()?;

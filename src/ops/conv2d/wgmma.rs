@@ -20,10 +20,14 @@ const CHUNK: usize = 32;
 const SLAB_ROW: usize = 64;
 /// Threads that multiply, in two warpgroups; a fragment's rows of a warpgroup.
 const CONSUMERS: usize = 256;
+/// Threads that add noise.
+const DISTURBERS: usize = 96;
 const GROUP_ROWS: usize = 64;
 /// Shared memory of a block, less its barriers.
 const SHARED: usize = 226 * 1024;
 const STAGING: usize = 8 * 2048;
+/// Elements of packed weights that a box takes in a row: eight rows of a slab.
+const LINE: usize = 256;
 const MAX_STAGES: usize = 8;
 const MAX_PATCHES: usize = 3;
 /// Most elements of a box in a dimension.
@@ -449,6 +453,7 @@ impl Plan {
         let halo = self.halo();
         let boxes = [CHUNK, self.images, self.patch_cols, self.patch_rows];
         let map = tensor_map(gpu, o.x, self.problem.from, boxes)?;
+        let weights = self.weights_map(gpu, packed)?;
         let blocks = (halo.tiles as usize).min(gpu.properties().multiprocessors);
         kernels::conv2d_wgmma(
             gpu,
@@ -459,7 +464,6 @@ impl Plan {
             [blocks as u32, 1, 1],
             self.shared() as u32,
             o.y,
-            packed,
             o.bias,
             o.residual,
             o.mask,
@@ -467,6 +471,7 @@ impl Plan {
             o.partial,
             o.counts,
             map,
+            weights,
             halo,
             epilogue,
             noise.rows,
@@ -477,11 +482,21 @@ impl Plan {
         )
     }
 
+    /// Packed weights as (512 bytes, the rest of a slab, kernel columns, kernel rows of all chunks), in boxes of a stage.
+    fn weights_map(&self, gpu: &Gpu, packed: Ptr) -> Result<TensorMap> {
+        let Problem { k, groups, .. } = self.problem;
+        let slab = self.problem.slab_rows() * SLAB_ROW / 2;
+        let lines = groups * self.problem.chunks() * k;
+        let (sizes, strides) = ([LINE, slab / LINE, k, lines], [LINE, slab, k * slab]);
+        let rows = self.instance.n * SLAB_ROW / 2 / LINE;
+        TensorMap::new(gpu, packed, sizes, strides, [LINE as u32, rows as u32, 1, k as u32])
+    }
+
     /// As the kernel takes it.
     fn halo(&self) -> Halo {
         let problem = self.problem;
         let [images, down, across, blocks] = self.tiles();
-        let pieces = (self.patch_pixels() * 4).div_ceil(CONSUMERS);
+        let pieces = (self.patch_pixels() * 4).div_ceil(DISTURBERS);
         Halo {
             from: dims(problem.from),
             to: dims(problem.to),
@@ -490,7 +505,6 @@ impl Plan {
             group_from: (problem.from.c / problem.groups) as u32,
             group_to: problem.columns() as u32,
             chunks: problem.chunks() as u32,
-            slab_rows: problem.slab_rows() as u32,
             images: self.images as u32,
             rows: self.rows() as u32,
             cols: self.cols as u32,
@@ -510,7 +524,6 @@ impl Plan {
             patches: self.patches as u32,
             stages: self.stages as u32,
             pieces: pieces as u32,
-            pieces_step: pieces.div_ceil(problem.k) as u32,
         }
     }
 }

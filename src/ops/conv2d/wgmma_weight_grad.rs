@@ -202,6 +202,15 @@ impl Plan {
         self.patches() * self.patch_bytes() + self.n / CHANNELS * self.pixels() * ROW
     }
 
+    /// The result leaves through the stages' space, 32 (K = 3: 16) output channels of a warpgroup at a time.
+    fn shared(&self) -> usize {
+        let leaving = match self.problem.k {
+            1 => 2 * 32 * (64 + 4) * 4,
+            k => k * 16 * (k * 64 + 4) * 4,
+        };
+        leaving.max(self.stages * self.stage_bytes())
+    }
+
     fn in_blocks(&self) -> usize {
         self.problem.group_in().div_ceil(self.patches() * CHANNELS)
     }
@@ -329,7 +338,7 @@ impl Plan {
             groups,
             threads,
             [self.blocks() as u32, 1, 1],
-            (self.stages * self.stage_bytes()) as u32,
+            self.shared() as u32,
             dw,
             db,
             x_map,

@@ -16,6 +16,7 @@ namespace emu {
 /// The address of shared memory that instructions take: below 2^18 in the block's own, with the rank of the block
 /// above that in a cluster.
 uint32_t shared_address(const void *p);
+char *shared_pointer(uint32_t address, size_t size);
 
 // cp.async
 void copy_async(void *shared, const void *global, int bytes, bool valid, Site site);
@@ -68,6 +69,10 @@ namespace gpu {
 inline void begin() {}
 
 inline uint32_t shared_u32(const void *p) { return emu::shared_address(p); }
+template <class T>
+inline T *shared_pointer(uint32_t address) {
+  return reinterpret_cast<T *>(emu::shared_pointer(address, sizeof(T)));
+}
 
 template <class T>
 struct alignas(16) Vec {

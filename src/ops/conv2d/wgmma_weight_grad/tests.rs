@@ -34,7 +34,7 @@ fn tiles_and_splits_cover_all_pixels_once() {
         assert!(plan.down() * plan.rows >= x.h && (plan.down() - 1) * plan.rows < x.h);
         assert!(plan.across() * plan.cols >= x.w && (plan.across() - 1) * plan.cols < x.w);
         assert_eq!(p.pixels % 32, 0);
-        assert!(plan.stages * plan.stage_bytes() <= SHARED && plan.stages >= 2);
+        assert!(plan.shared() <= SHARED && plan.stages >= 2);
         assert!(plan.in_blocks() * plan.block()[0] >= x.c / groups);
         assert!(plan.out_blocks() * plan.block()[1] >= c_out / groups);
         // What the kernel keeps of a tile.
