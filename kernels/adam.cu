@@ -23,16 +23,15 @@ KERNEL(256) adam_step(const Piece *pieces, const double *rates, const Cursor *cu
   optimiser::by_fours(
       p.len,
       [&](uint64_t i) {
-        float g[4], zero[4] = {0, 0, 0, 0};
+        float g[4], x[4], m[4], v[4], zero[4] = {0, 0, 0, 0};
         vec::load(g, grad + i);
-        vec::store(grad + i, zero);
-        if (skip) return;
-        float x[4], m[4], v[4];
         vec::load(x, w + i);
         vec::load(m, first + i);
         vec::load(v, second + i);
 #pragma unroll
         for (int j = 0; j < 4; j++) adam::update(x[j], m[j], v[j], g[j] * inverse, r);
+        vec::store(grad + i, zero);
+        if (skip) return;
         vec::store(w + i, x);
         vec::store(first + i, m);
         vec::store(second + i, v);

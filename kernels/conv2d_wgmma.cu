@@ -1,7 +1,7 @@
 // 2-D convolution of stride 1 by wgmma, for compute capability 9.0: bf16 and f16, sums in f32.
 //
-// A block is two warpgroups that multiply and one of which a thread brings data by TMA and three warps add noise; it takes
-// tile after tile. A tile is MT x 128 pixels by N output channels. Weights come packed (pack.cuh), patches clean, chunk
+// A block is two warpgroups that multiply, and two of which a thread brings data by TMA and seven warps add noise; it
+// takes tile after tile. A tile is MT x 128 pixels by N output channels. Weights come packed (pack.cuh), patches clean, chunk
 // by chunk of 32 channels. Noise is added to a patch in shared memory once for all taps, while the products of the
 // chunks before run: drawing takes the arithmetic units, which those leave idle. The order of a sum depends on the
 // kernel's size and the channels alone (halo.cuh), so a row's result is the same bits in any batch and for any tile.
@@ -9,15 +9,16 @@
 
 /// y = epilogue(conv(x, w) + bias), or of the input gradient (p.flip: taps in reverse, weights packed transposed).
 /// `noise`: 0 none, 1 fast, 2 precise, added to x. `map` is x as (channels, images, columns, rows) in boxes of a
-/// patch, `weights` the packed ones as (512 bytes, the rest of a slab, kernel columns, kernel rows of all chunks).
-/// Grid: at most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging.
+/// patch, `weights` the packed ones as (512 bytes, the rest of a slab, kernel columns, kernel rows of all chunks),
+/// `boxes` y as x, in boxes of a fragment's pixels (p.boxes).
+/// Grid: at most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging, twice.
 // instances: T = bf16 f16; K = 3; MT = 2; N = 64 128
 // instances: T = bf16 f16; K = 3; MT = 4; N = 64
 // instances: T = bf16 f16; K = 1; MT = 2; N = 128
 template <class T, int K, int MT, int N>
-KERNEL(384, 1) conv2d_wgmma(T *y, const float *bias, const T *residual, uint8_t *mask, uint8_t *argmax,
+KERNEL(512, 1) conv2d_wgmma(T *y, const float *bias, const T *residual, uint8_t *mask, uint8_t *argmax,
                             float *partial, uint32_t *counts, const CUtensorMap &map, const CUtensorMap &weights,
-                            Halo p, Epilogue e,
+                            const CUtensorMap &boxes, Halo p, Epilogue e,
                             const Row *rows, uint32_t noise, Draw draw, const Row *next_rows, Draw next) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   GPU_DYN_SHARED(shared);
@@ -37,11 +38,11 @@ KERNEL(384, 1) conv2d_wgmma(T *y, const float *bias, const T *residual, uint8_t 
   }
   __syncthreads();
   if (threadIdx.x < halo::CONSUMERS) {
-    gpu::setmaxnreg_inc<224>();
-    halo::consume<T, K, MT, N>({y, residual, mask, argmax, next_rows}, bias, partial, counts, stages, patches,
+    gpu::setmaxnreg_inc<208>();
+    halo::consume<T, K, MT, N>({y, residual, mask, argmax, next_rows}, boxes, bias, partial, counts, stages, patches,
                                patches + p.patches * p.patch_bytes, *bar, p, e, noise != 0, next);
   } else {
-    gpu::setmaxnreg_dec<56>();
+    gpu::setmaxnreg_dec<48>();
     if (threadIdx.x == halo::CONSUMERS) {
       halo::bring<K, N>(stages, patches, *bar, map, weights, p);
     } else if (threadIdx.x >= halo::CONSUMERS + 32 && noise) {

@@ -34,6 +34,8 @@ struct Halo {
   uint32_t patch_bytes, patches, stages;
   /// Pieces of a patch that a thread adds noise to.
   uint32_t pieces;
+  /// Whether the result leaves in boxes: 16 pixels of a fragment by 64 channels.
+  uint32_t boxes;
 };
 
 namespace halo {
@@ -41,9 +43,9 @@ namespace halo {
 constexpr uint32_t CHUNK = 32;       // channels
 constexpr uint32_t SLAB_ROW = 64;    // bytes
 constexpr uint32_t CONSUMERS = 256;  // threads that multiply
-constexpr uint32_t DISTURBERS = 96;  // threads that add noise
+constexpr uint32_t DISTURBERS = 224; // threads that add noise
 constexpr uint32_t MAX_STAGES = 8, MAX_PATCHES = 4;
-constexpr uint32_t STAGING = 2048;   // bytes of a warp's output on its way
+constexpr uint32_t STAGING = 2048;   // bytes of a warp's output on its way, twice
 
 /// The place in a ring of buffers, and the parity of its turn.
 struct Turn {
@@ -138,59 +140,46 @@ __device__ __forceinline__ void bring(unsigned char *stages, unsigned char *patc
   }
 }
 
-/// Noise for PIECES pieces of 16 bytes of a patch, side by side.
-template <class T, bool PRECISE, int PIECES>
-__device__ __forceinline__ void disturb_pieces(unsigned char *patch, uint32_t first, const Place &place, uint32_t chunk,
-                                               const Halo &p, const Row *rows, const Draw &draw) {
-  const uint32_t thread = threadIdx.x % 128 - 32, eight = thread % 4, channel = chunk * CHUNK + eight * 8;
-  const uint32_t group = (place.group * p.group_from + channel) / 8;
-  T *x[PIECES];
-  float z[PIECES][8];
-  bool exists[PIECES];
-#pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    const uint32_t pixel = thread / 4 + (first + i) * (DISTURBERS / 4);
-    const Division line = divide_rest(pixel, p.by_images), at = divide_rest(line.quotient, p.by_patch_cols);
-    // A pixel above or left of the image wraps around to one far below or right of it.
-    const uint32_t n = place.image + line.remainder, r = place.row - p.rows_before + at.quotient,
-                   c = place.col - p.cols_before + at.remainder;
-    exists[i] = at.quotient < p.patch_rows && n < p.from.n && r < p.from.h && c < p.from.w && channel < p.group_from;
-    x[i] = reinterpret_cast<T *>(patch + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
-    noise::normals<PRECISE>(z[i], draw, exists[i] ? rows[n] : Row{0, 0}, r * p.from.w + c, group);
-  }
-#pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    if (!exists[i]) continue;
-    const gpu::Vec<T> clean = gpu::load_vec(x[i]);
-    gpu::Vec<T> noisy;
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-      T two[2];
-      gpu::pack2(two, fmaf(draw.sigma, z[i][j], gpu::to_f32(clean.v[j])),
-                 fmaf(draw.sigma, z[i][j + 1], gpu::to_f32(clean.v[j + 1])));
-      noisy.v[j] = two[0];
-      noisy.v[j + 1] = two[1];
-    }
-    gpu::store_vec(x[i], noisy);
-  }
-}
-
-/// Three warps add noise to every patch when it is there, ahead of the products.
+/// Seven warps add noise to every patch when it is there, ahead of the products, 16 bytes of a thread after the other.
 template <class T, int N, bool PRECISE>
 __device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, const Halo &p, const Row *rows,
                                         const Draw &draw) {
+  const uint32_t thread = threadIdx.x - CONSUMERS - 32, eight = thread % 4;
   Cursor patch;
   patch.begin<N>(p);
   while (patch.tile < p.tiles) {
-    const uint32_t at = patch.turn.at;
-    gpu::mbar_wait(&bar.patch_full[at], patch.turn.parity);
+    const Place &place = patch.place;
+    const uint32_t channel = patch.chunk * CHUNK + eight * 8, group = (place.group * p.group_from + channel) / 8;
+    unsigned char *const to = patches + patch.turn.at * p.patch_bytes;
+    gpu::mbar_wait(&bar.patch_full[patch.turn.at], patch.turn.parity);
 #pragma unroll 1
-    for (uint32_t i = 0; i < p.pieces; i += 2)
-      disturb_pieces<T, PRECISE, 2>(patches + at * p.patch_bytes, i, patch.place, patch.chunk, p, rows, draw);
+    for (uint32_t i = 0; i < p.pieces; i++) {
+      const uint32_t pixel = thread / 4 + i * (DISTURBERS / 4);
+      const Division line = divide_rest(pixel, p.by_images), at = divide_rest(line.quotient, p.by_patch_cols);
+      // A pixel above or left of the image wraps around to one far below or right of it.
+      const uint32_t n = place.image + line.remainder, r = place.row - p.rows_before + at.quotient,
+                     c = place.col - p.cols_before + at.remainder;
+      if (at.quotient >= p.patch_rows || n >= p.from.n || r >= p.from.h || c >= p.from.w || channel >= p.group_from)
+        continue;
+      T *const x = reinterpret_cast<T *>(to + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
+      float z[8];
+      noise::normals<PRECISE>(z, draw, rows[n], r * p.from.w + c, group);
+      const gpu::Vec<T> clean = gpu::load_vec(x);
+      gpu::Vec<T> noisy;
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        T two[2];
+        gpu::pack2(two, fmaf(draw.sigma, z[j], gpu::to_f32(clean.v[j])),
+                   fmaf(draw.sigma, z[j + 1], gpu::to_f32(clean.v[j + 1])));
+        noisy.v[j] = two[0];
+        noisy.v[j + 1] = two[1];
+      }
+      gpu::store_vec(x, noisy);
+    }
     // The next patch comes to this place by TMA.
     gpu::fence_proxy_async();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[at]);
+    if (threadIdx.x % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[patch.turn.at]);
     patch.next<N>(1, p.patches, p);
   }
 }

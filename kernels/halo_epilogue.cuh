@@ -1,8 +1,8 @@
 // What follows the products of halo.cuh, as epilogue.cuh has it for mma.sync: the same results to the bit, from the
 // accumulators of wgmma. Lane l holds channels l % 4 x 2 and the next of every eight, of rows l / 4 and l / 4 + 8 of its
 // warp's sixteen; a thread's MT tiles are rows of pixels one below the other. Bias, statistics, residual, activation,
-// pool and mask are done there; then a row goes through shared memory for stores of 16 bytes, and its noise is drawn
-// on the way.
+// pool and mask are done there; then it goes through shared memory: in boxes that TMA stores, or row by row in
+// stores of 16 bytes, where noise is drawn on the way.
 #pragma once
 #include "epilogue.cuh"
 #include "halo.cuh"
@@ -104,11 +104,14 @@ __device__ __forceinline__ uint32_t pool(float (&top)[SIZE], const float (&below
   return taken;
 }
 
-/// Everything behind the sums of a tile. `staging` is this warp's alone.
+/// Everything behind the sums of a tile. `staging` is this warp's alone; `boxes` is the result as (channels, images,
+/// columns, rows) in boxes of a fragment's pixels.
 template <class T, int MT, int N>
-__device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::Results<T> &to, const float *bias,
-                                       float *partial, uint32_t *counts, unsigned char *staging, uint32_t tile,
-                                       const Place &place, const Halo &p, const Epilogue &e, const Draw &next) {
+__device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::Results<T> &to, const CUtensorMap &boxes,
+                                       const float *bias, float *partial, uint32_t *counts, unsigned char *staging,
+                                       uint32_t tile, const Place &place, const Halo &p, const Epilogue &e,
+                                       const Draw &next) {
+  const bool clips = e.low > -INFINITY || e.cap < INFINITY;
   const uint32_t lane = threadIdx.x % 32, first = place.group * p.group_to + place.column;
   const uint32_t columns = p.group_to - place.column; // that there are
   Pixels<MT> pixels;
@@ -137,7 +140,7 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
       // Computed anew each time, for want of registers.
       const uint32_t down = gpu::opaque(e.pool ? mt / 2 : mt), lane = gpu::opaque(threadIdx.x) % 32;
       // In registers.
-      if (to.residual || to.mask || e.pool) {
+      if (to.residual || to.mask || e.pool || clips) {
         const Target half[2] = {mine.of(lane / 4), mine.of(lane / 4 + 8)};
         if (to.residual) {
 #pragma unroll
@@ -155,8 +158,10 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
 #pragma unroll
         for (int j = 0; j < 64; j += 8) {
           float *const d = &acc[mt][(n + j) / 2];
+          if (clips) {
 #pragma unroll
-          for (int i = 0; i < 4; i++) d[i] = clip(d[i], e.low, e.cap);
+            for (int i = 0; i < 4; i++) d[i] = clip(d[i], e.low, e.cap);
+          }
           if (e.pool) {
             float *const d2 = &acc[mt + 1 < MT ? mt + 1 : mt][(n + j) / 2];
 #pragma unroll
@@ -195,6 +200,12 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
           }
         }
       }
+      // The half of the staging that was written before the last time.
+      unsigned char *const half = staging + (n / 64 * MT + mt) % 2 * STAGING;
+      if (p.boxes) {
+        if (lane == 0) gpu::bulk_wait_read<1>();
+        __syncwarp();
+      }
 #pragma unroll
       for (int j = 0; j < 64; j += 16) {
         uint32_t words[4];
@@ -202,16 +213,28 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
         for (int i = 0; i < 4; i++) {
           const float *const d = &acc[mt][(n + j) / 2 + 2 * i];
           T two[2];
-          gpu::pack2(two, clip(d[0], e.low, e.cap), clip(d[1], e.low, e.cap));
+          gpu::pack2(two, d[0], d[1]);
           memcpy(&words[i], two, 4);
         }
         const uint32_t r = lane % 16, piece = j / 8 + lane / 16;
-        gpu::stmatrix(staging + r * 128 + ((piece ^ (r & 7)) << 4), words);
+        gpu::stmatrix(half + r * 128 + ((piece ^ (r & 7)) << 4), words);
+      }
+      if (p.boxes) {
+        gpu::fence_proxy_async();
+        __syncwarp();
+        // This lane's pixel is the box's first; what lies outside of the result is not written.
+        if (lane == 0) {
+          if (pixels.row < 1u << 30 && (uint32_t)n < columns)
+            gpu::tma_store_4d(&boxes, half, first + n, place.image + pixels.image, place.col + pixels.col,
+                              place.row + pixels.row + mt);
+          gpu::bulk_commit(); // an empty group counts too
+        }
+        continue;
       }
       __syncwarp();
       const auto row = [&](uint32_t i) { return i * 4 + lane / 8; };
       const auto staged = [&](uint32_t r) {
-        return gpu::load_vec(reinterpret_cast<const T *>(staging + r * 128 + ((lane % 8 ^ (r & 7)) << 4)));
+        return gpu::load_vec(reinterpret_cast<const T *>(half + r * 128 + ((lane % 8 ^ (r & 7)) << 4)));
       };
       const uint32_t c = n + lane % 8 * 8;
       if (!e.noise) {
@@ -256,8 +279,8 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
 /// one before it, and the products of narrow tiles take no more than a hundred of them. So the loop over kernel columns
 /// is unrolled, and what the steps have in common is computed before.
 template <class T, int K, int MT, int N>
-__device__ __forceinline__ void consume(const epilogue::Results<T> &to, const float *bias, float *partial,
-                                        uint32_t *counts, unsigned char *stages, unsigned char *patches,
+__device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CUtensorMap &boxes, const float *bias,
+                                        float *partial, uint32_t *counts, unsigned char *stages, unsigned char *patches,
                                         unsigned char *staging, Barriers &bar, const Halo &p, const Epilogue &e,
                                         bool noise, const Draw &next) {
   constexpr int FR = MT + K - 1;
@@ -286,6 +309,11 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const fl
   if (!leads) gpu::bar_sync(1, CONSUMERS);
   for (uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const Place place = locate<N>(tile, p);
+    if constexpr (MT > 2) {
+      // Kept, they would not fit into the registers beside the sums.
+      pixels.find(p);
+      places(at, pixels, p);
+    }
     const uint32_t skips = K == 1 ? 0 : passed_over<K>(pixels, place, p);
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
@@ -324,8 +352,11 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const fl
     }
     gpu::wgmma_wait<0>();
     if (first_lane) gpu::mbar_arrive(barrier(empty_at, last));
-    finish<T, MT, N>(acc, to, bias, partial, counts, staging + threadIdx.x / 32 * STAGING, tile, place, p, e, next);
+    finish<T, MT, N>(acc, to, boxes, bias, partial, counts, staging + threadIdx.x / 32 * (2 * STAGING), tile, place, p,
+                     e, next);
   }
+  // The staging is read until then.
+  if (p.boxes && first_lane) gpu::bulk_wait_read<0>();
 }
 
 #endif

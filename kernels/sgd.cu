@@ -22,15 +22,15 @@ KERNEL(256) sgd_step(const Piece *pieces, const double *rates, const Cursor *cur
   optimiser::by_fours(
       p.len,
       [&](uint64_t i) {
-        float g[4], zero[4] = {0, 0, 0, 0};
+        // All loads first: a store in front of one would be waited for.
+        float g[4], x[4], v[4], zero[4] = {0, 0, 0, 0};
         vec::load(g, grad + i);
-        vec::store(grad + i, zero);
-        if (skip) return;
-        float x[4], v[4];
         vec::load(x, w + i);
         vec::load(v, velocity + i);
 #pragma unroll
         for (int j = 0; j < 4; j++) sgd_update(x[j], v[j], g[j] * inverse, lr, momentum, weight_decay, nesterov);
+        vec::store(grad + i, zero);
+        if (skip) return;
         vec::store(w + i, x);
         vec::store(velocity + i, v);
       },

@@ -21,11 +21,11 @@ const SLAB_ROW: usize = 64;
 /// Threads that multiply, in two warpgroups; a fragment's rows of a warpgroup.
 const CONSUMERS: usize = 256;
 /// Threads that add noise.
-const DISTURBERS: usize = 96;
+const DISTURBERS: usize = 224;
 const GROUP_ROWS: usize = 64;
 /// Shared memory of a block, less its barriers.
 const SHARED: usize = 226 * 1024;
-const STAGING: usize = 8 * 2048;
+const STAGING: usize = 2 * 8 * 2048;
 /// Elements of packed weights that a box takes in a row: eight rows of a slab.
 const LINE: usize = 256;
 const MAX_STAGES: usize = 8;
@@ -450,10 +450,19 @@ impl Plan {
         noise: &Fused,
         next: &Fused,
     ) -> Result<()> {
-        let halo = self.halo();
-        let boxes = [CHUNK, self.images, self.patch_cols, self.patch_rows];
-        let map = tensor_map(gpu, o.x, self.problem.from, boxes)?;
+        let mut halo = self.halo();
+        let patch = [CHUNK, self.images, self.patch_cols, self.patch_rows];
+        let map = tensor_map(gpu, o.x, self.problem.from, patch)?;
         let weights = self.weights_map(gpu, packed)?;
+        let whole = epilogue.pool == 0 && epilogue.noise == 0;
+        let boxes = match self.fragment_box().filter(|_| whole) {
+            Some(size) => {
+                halo.boxes = 1;
+                tensor_map(gpu, o.y, self.problem.to, size)?
+            }
+            // Not read.
+            None => map,
+        };
         let blocks = (halo.tiles as usize).min(gpu.properties().multiprocessors);
         kernels::conv2d_wgmma(
             gpu,
@@ -472,6 +481,7 @@ impl Plan {
             o.counts,
             map,
             weights,
+            boxes,
             halo,
             epilogue,
             noise.rows,
@@ -482,6 +492,19 @@ impl Plan {
         )
     }
 
+    /// The box that a fragment's 16 pixels, by 64 channels, are in the result; `None` where they are not one, or would
+    /// reach into the next group.
+    fn fragment_box(&self) -> Option<[usize; 4]> {
+        const PIXELS: usize = 16;
+        let (images, cols) = (self.images.min(PIXELS), PIXELS / self.images.min(PIXELS));
+        let is_box = self.images.is_multiple_of(images)
+            && images * cols == PIXELS
+            && self.cols.is_multiple_of(cols);
+        let channels = self.problem.columns();
+        let inside = channels.is_multiple_of(64) || self.problem.groups == 1 && channels > 64;
+        (is_box && inside).then_some([64, images, cols, 1])
+    }
+
     /// Packed weights as (512 bytes, the rest of a slab, kernel columns, kernel rows of all chunks), in boxes of a stage.
     fn weights_map(&self, gpu: &Gpu, packed: Ptr) -> Result<TensorMap> {
         let Problem { k, groups, .. } = self.problem;
@@ -489,7 +512,13 @@ impl Plan {
         let lines = groups * self.problem.chunks() * k;
         let (sizes, strides) = ([LINE, slab / LINE, k, lines], [LINE, slab, k * slab]);
         let rows = self.instance.n * SLAB_ROW / 2 / LINE;
-        TensorMap::new(gpu, packed, sizes, strides, [LINE as u32, rows as u32, 1, k as u32])
+        TensorMap::new(
+            gpu,
+            packed,
+            sizes,
+            strides,
+            [LINE as u32, rows as u32, 1, k as u32],
+        )
     }
 
     /// As the kernel takes it.
@@ -524,6 +553,7 @@ impl Plan {
             patches: self.patches as u32,
             stages: self.stages as u32,
             pieces: pieces as u32,
+            boxes: 0,
         }
     }
 }
