@@ -23,15 +23,20 @@ KERNEL(256) adam_step(const Piece *pieces, const double *rates, const Cursor *cu
   optimiser::by_fours(
       p.len,
       [&](uint64_t i) {
-        float g[4], x[4], m[4], v[4], zero[4] = {0, 0, 0, 0};
-        vec::load(g, grad + i);
-        vec::load(x, w + i);
-        vec::load(m, first + i);
-        vec::load(v, second + i);
-#pragma unroll
-        for (int j = 0; j < 4; j++) adam::update(x[j], m[j], v[j], g[j] * inverse, r);
+        optimiser::Fours<4> four;
+        vec::load(four.v[0], grad + i);
+        vec::load(four.v[1], w + i);
+        vec::load(four.v[2], first + i);
+        vec::load(four.v[3], second + i);
+        return four;
+      },
+      [&](uint64_t i, optimiser::Fours<4> &four) {
+        auto &[g, x, m, v] = four.v;
+        float zero[4] = {0, 0, 0, 0};
         vec::store(grad + i, zero);
         if (skip) return;
+#pragma unroll
+        for (int j = 0; j < 4; j++) adam::update(x[j], m[j], v[j], g[j] * inverse, r);
         vec::store(w + i, x);
         vec::store(first + i, m);
         vec::store(second + i, v);

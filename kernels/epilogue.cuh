@@ -22,15 +22,75 @@ struct Epilogue {
 
 namespace epilogue {
 
-/// Sum over the lanes that hold the same columns of a fragment, in every one of them.
-__device__ __forceinline__ float sum_rows(float v) {
+/// Sums over the lanes that hold the same columns of a fragment, in every one of them; many side by side, since each
+/// exchange takes long and they stay in their order.
+template <int COUNT>
+__device__ __forceinline__ void sum_rows(float (&v)[COUNT]) {
 #pragma unroll
-  for (int d = 4; d < 32; d *= 2) v += __shfl_xor_sync(0xffffffffu, v, d);
-  return v;
+  for (int d = 4; d < 32; d *= 2)
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) v[i] += __shfl_xor_sync(0xffffffffu, v[i], d);
 }
 
-/// Statistics of a warp's rows, in two passes over its registers: `partial` is [chunks, 3, c], the mean, 0 and the sum
-/// of squared deviations, and `counts` the pixels of a chunk; see batch_norm.cu. A warp's rows of a tile are a chunk.
+/// Of how many of a lane's ROWS rows, a bit each, a warp has the pixel.
+template <int ROWS>
+__device__ __forceinline__ uint32_t count_rows(uint32_t exists) {
+  float count[1] = {(float)__popc(exists)};
+  sum_rows(count);
+  return (uint32_t)count[0];
+}
+
+/// Statistics of COUNT columns of a warp's rows, side by side, in two passes over its registers: `value(row, i)` is what
+/// a lane has of column i. `mean` becomes the means, `squares` the sums of squared deviations, in every lane.
+template <int ROWS, int COUNT, class Value>
+__device__ __forceinline__ void moments(float (&mean)[COUNT], float (&squares)[COUNT], uint32_t exists, float inverse,
+                                        Value value) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    mean[i] = 0.0f;
+#pragma unroll
+    for (int m = 0; m < ROWS; m++)
+      if (exists >> m & 1) mean[i] += value(m, i);
+  }
+  sum_rows(mean);
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    mean[i] *= inverse;
+    squares[i] = 0.0f;
+#pragma unroll
+    for (int m = 0; m < ROWS; m++) {
+      const float d = value(m, i) - mean[i];
+      if (exists >> m & 1) squares[i] = fmaf(d, d, squares[i]);
+    }
+  }
+  sum_rows(squares);
+}
+
+/// Writes the moments of columns 8 (i / 2) + lane % 4 x 2 + i % 2 from `out` on, those below `columns`: the lanes of row q
+/// of the fragment those of i / 2 = q. `stride` floats lie between the mean, 0 and the squares.
+template <int COUNT>
+__device__ __forceinline__ void write_moments(float *out, uint32_t stride, uint32_t columns,
+                                              const float (&mean)[COUNT], const float (&squares)[COUNT]) {
+  static_assert(COUNT <= 16, "a row of the fragment for every two");
+  const uint32_t lane = threadIdx.x % 32, row = lane / 4, first = row * 8 + lane % 4 * 2;
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    float m = mean[j], s = squares[j];
+#pragma unroll
+    for (int i = 2; i < COUNT; i += 2) {
+      m = row == (uint32_t)i / 2 ? mean[i + j] : m;
+      s = row == (uint32_t)i / 2 ? squares[i + j] : s;
+    }
+    const uint32_t c = first + j;
+    if (row >= COUNT / 2 || c >= columns) continue;
+    out[c] = m;
+    out[stride + c] = 0.0f;
+    out[2 * stride + c] = s;
+  }
+}
+
+/// Statistics of a warp's rows: `partial` is [chunks, 3, c], the mean, 0 and the sum of squared deviations, and `counts`
+/// the pixels of a chunk; see batch_norm.cu. A warp's rows of a tile are a chunk.
 template <int TILE>
 __device__ __forceinline__ void statistics(float *partial, uint32_t *counts,
                                            const float (&sum)[gemm::Shape<TILE>::M][gemm::Shape<TILE>::N][4],
@@ -43,34 +103,14 @@ __device__ __forceinline__ void statistics(float *partial, uint32_t *counts,
 #pragma unroll
   for (int m = 0; m < 2 * S::M; m++)
     if (to[part * S::WARP_ROWS + m * 8 + lane / 4] != gemm::OUTSIDE) exists |= 1u << m;
-  const float count = sum_rows((float)__popc(exists)), inverse = count > 0.0f ? 1.0f / count : 0.0f;
-  const uint32_t chunk = place.tile * parts + part;
-  if (lane == 0 && warp_col == 0 && place.column == 0 && place.supergroup == 0) counts[chunk] = (uint32_t)count;
-  float *out = partial + (uint64_t)chunk * 3 * p.to.c;
-#pragma unroll
-  for (int n = 0; n < S::N; n++) {
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      float mean = 0.0f, squares = 0.0f;
-#pragma unroll
-      for (int m = 0; m < 2 * S::M; m++)
-        if (exists >> m & 1) mean += sum[m / 2][n][m % 2 * 2 + j];
-      mean = sum_rows(mean) * inverse;
-#pragma unroll
-      for (int m = 0; m < 2 * S::M; m++) {
-        const float d = sum[m / 2][n][m % 2 * 2 + j] - mean;
-        if (exists >> m & 1) squares = fmaf(d, d, squares);
-      }
-      squares = sum_rows(squares);
-      const uint32_t column = place.column + warp_col + n * 8 + lane % 4 * 2 + j;
-      const uint32_t channel = place.supergroup * p.to_channels + column;
-      if (lane < 4 && column < p.to_channels && channel < p.to.c) {
-        out[channel] = mean;
-        out[p.to.c + channel] = 0.0f;
-        out[2 * p.to.c + channel] = squares;
-      }
-    }
-  }
+  const uint32_t count = count_rows<2 * S::M>(exists), chunk = place.tile * parts + part;
+  if (lane == 0 && warp_col == 0 && place.column == 0 && place.supergroup == 0) counts[chunk] = count;
+  float mean[2 * S::N], squares[2 * S::N];
+  moments<2 * S::M>(mean, squares, exists, count > 0 ? 1.0f / (float)count : 0.0f,
+                    [&](int m, int i) { return sum[m / 2][i / 2][m % 2 * 2 + i % 2]; });
+  const uint32_t column = place.column + warp_col, first = place.supergroup * p.to_channels + column;
+  const uint32_t end = min(p.to_channels - min(p.to_channels, column), p.to.c - min(p.to.c, first));
+  write_moments(partial + (uint64_t)chunk * 3 * p.to.c + first, p.to.c, end, mean, squares);
 }
 
 /// Where a launch's results go, and what they need; all but `y` may be null.

@@ -43,32 +43,19 @@ __device__ __forceinline__ void statistics(float *partial, uint32_t *counts, con
     for (int mt = 0; mt < MT; mt++)
       if (row + mt < p.to.h) exists |= 1u << (2 * mt + h);
   }
-  const float count = epilogue::sum_rows((float)__popc(exists)), inverse = count > 0.0f ? 1.0f / count : 0.0f;
+  const uint32_t count = epilogue::count_rows<2 * MT>(exists);
   const uint32_t chunk = divide(tile, p.by_blocks) * (CONSUMERS / 32) + threadIdx.x / 32;
-  if (lane == 0 && place.group == 0 && place.column == 0) counts[chunk] = (uint32_t)count;
+  if (lane == 0 && place.group == 0 && place.column == 0) counts[chunk] = count;
   float *const out = partial + (uint64_t)chunk * 3 * p.to.c + place.group * p.group_to + place.column;
+  constexpr int COUNT = MT > 2 ? 4 : 8; // as many as there are registers for
 #pragma unroll
-  for (int n = 0; n < N; n += 8) {
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      float mean = 0.0f, squares = 0.0f;
-#pragma unroll
-      for (int m = 0; m < 2 * MT; m++)
-        if (exists >> m & 1) mean += acc[m / 2][n / 2 + m % 2 * 2 + j];
-      mean = epilogue::sum_rows(mean) * inverse;
-#pragma unroll
-      for (int m = 0; m < 2 * MT; m++) {
-        const float d = acc[m / 2][n / 2 + m % 2 * 2 + j] - mean;
-        if (exists >> m & 1) squares = fmaf(d, d, squares);
-      }
-      squares = epilogue::sum_rows(squares);
-      const uint32_t c = n + lane % 4 * 2 + j;
-      if (lane < 4 && place.column + c < p.group_to) {
-        out[c] = mean;
-        out[p.to.c + c] = 0.0f;
-        out[2 * p.to.c + c] = squares;
-      }
-    }
+  for (int n = 0; n < N; n += 4 * COUNT) {
+    float mean[COUNT], squares[COUNT];
+    epilogue::moments<2 * MT>(mean, squares, exists, count > 0 ? 1.0f / (float)count : 0.0f, [&](int m, int i) {
+      return acc[m / 2][(n + i / 2 * 8) / 2 + m % 2 * 2 + i % 2];
+    });
+    const uint32_t columns = p.group_to - place.column;
+    epilogue::write_moments(out + n, p.to.c, columns - min(columns, (uint32_t)n), mean, squares);
   }
 }
 

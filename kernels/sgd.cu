@@ -22,15 +22,19 @@ KERNEL(256) sgd_step(const Piece *pieces, const double *rates, const Cursor *cur
   optimiser::by_fours(
       p.len,
       [&](uint64_t i) {
-        // All loads first: a store in front of one would be waited for.
-        float g[4], x[4], v[4], zero[4] = {0, 0, 0, 0};
-        vec::load(g, grad + i);
-        vec::load(x, w + i);
-        vec::load(v, velocity + i);
-#pragma unroll
-        for (int j = 0; j < 4; j++) sgd_update(x[j], v[j], g[j] * inverse, lr, momentum, weight_decay, nesterov);
+        optimiser::Fours<3> four;
+        vec::load(four.v[0], grad + i);
+        vec::load(four.v[1], w + i);
+        vec::load(four.v[2], velocity + i);
+        return four;
+      },
+      [&](uint64_t i, optimiser::Fours<3> &four) {
+        auto &[g, x, v] = four.v;
+        float zero[4] = {0, 0, 0, 0};
         vec::store(grad + i, zero);
         if (skip) return;
+#pragma unroll
+        for (int j = 0; j < 4; j++) sgd_update(x[j], v[j], g[j] * inverse, lr, momentum, weight_decay, nesterov);
         vec::store(w + i, x);
         vec::store(velocity + i, v);
       },
@@ -44,14 +48,18 @@ KERNEL(256) sgd_step(const Piece *pieces, const double *rates, const Cursor *cur
 /// The same for one tensor; the gradient stays.
 KERNEL(256) sgd_tensor(float *w, const float *grad, float *velocity, uint64_t n, float lr, float momentum,
                        float weight_decay, bool nesterov) {
-  uint64_t start = uint64_t(blockIdx.x) * 4096;
+  uint64_t start = uint64_t(blockIdx.x) * PIECE;
   optimiser::by_fours(
-      min(n - start, uint64_t(4096)),
+      min(n - start, uint64_t(PIECE)),
       [&](uint64_t i) {
-        float g[4], x[4], v[4];
-        vec::load(g, grad + start + i);
-        vec::load(x, w + start + i);
-        vec::load(v, velocity + start + i);
+        optimiser::Fours<3> four;
+        vec::load(four.v[0], grad + start + i);
+        vec::load(four.v[1], w + start + i);
+        vec::load(four.v[2], velocity + start + i);
+        return four;
+      },
+      [&](uint64_t i, optimiser::Fours<3> &four) {
+        auto &[g, x, v] = four.v;
 #pragma unroll
         for (int j = 0; j < 4; j++) sgd_update(x[j], v[j], g[j], lr, momentum, weight_decay, nesterov);
         vec::store(w + start + i, x);

@@ -11,10 +11,13 @@ KERNEL(256) step_check(const Piece *pieces, LossScale *scale) {
   optimiser::by_fours(
       p.len,
       [&](uint64_t i) {
-        float g[4];
-        vec::load(g, grad + i);
+        optimiser::Fours<1> four;
+        vec::load(four.v[0], grad + i);
+        return four;
+      },
+      [&](uint64_t, optimiser::Fours<1> &four) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) bad |= !isfinite(g[j]);
+        for (int j = 0; j < 4; j++) bad |= !isfinite(four.v[0][j]);
       },
       [&](uint64_t i) { bad |= !isfinite(grad[i]); });
   // Blocks that write write the same, so their order does not matter.
