@@ -2,7 +2,6 @@
 #include "adam.cuh"
 #include "gpu.cuh"
 #include "optimiser.cuh"
-#include "vector.cuh"
 
 /// One step of every parameter, as `sgd_step`; the step's number is `scale->steps + 1`, and
 /// `rates[...]` takes the place of `adam.lr`.
@@ -24,22 +23,22 @@ KERNEL(256) adam_step(const Piece *pieces, const double *rates, const Cursor *cu
       p.len,
       [&](uint64_t i) {
         optimiser::Fours<4> four;
-        vec::load(four.v[0], grad + i);
-        vec::load(four.v[1], w + i);
-        vec::load(four.v[2], first + i);
-        vec::load(four.v[3], second + i);
+        optimiser::load(four.v[0], grad + i);
+        optimiser::load(four.v[1], w + i);
+        optimiser::load(four.v[2], first + i);
+        optimiser::load(four.v[3], second + i);
         return four;
       },
       [&](uint64_t i, optimiser::Fours<4> &four) {
         auto &[g, x, m, v] = four.v;
         float zero[4] = {0, 0, 0, 0};
-        vec::store(grad + i, zero);
+        optimiser::store(grad + i, zero);
         if (skip) return;
 #pragma unroll
         for (int j = 0; j < 4; j++) adam::update(x[j], m[j], v[j], g[j] * inverse, r);
-        vec::store(w + i, x);
-        vec::store(first + i, m);
-        vec::store(second + i, v);
+        optimiser::store(w + i, x);
+        optimiser::store(first + i, m);
+        optimiser::store(second + i, v);
       },
       [&](uint64_t i) {
         float g = grad[i];

@@ -71,6 +71,18 @@ GPU_FN void store_vec(T *p, const Vec<T> &v) {
   *reinterpret_cast<uint4 *>(p) = *reinterpret_cast<const uint4 *>(&v);
 }
 
+/// The same past the first-level cache, for what is read and then overwritten.
+template <class T>
+GPU_FN Vec<T> load_vec_past_l1(const T *p) {
+  Vec<T> r;
+  *reinterpret_cast<uint4 *>(&r) = __ldcg(reinterpret_cast<const uint4 *>(p));
+  return r;
+}
+template <class T>
+GPU_FN void store_vec_past_l1(T *p, const Vec<T> &v) {
+  __stcg(reinterpret_cast<uint4 *>(p), *reinterpret_cast<const uint4 *>(&v));
+}
+
 // ---- cp.async ---------------------------------------------------------------------------------------------
 
 /// Copies 16 bytes to shared memory in the background; zeros if not valid (g is not read then).

@@ -1,7 +1,6 @@
 // Stochastic gradient descent with momentum and weight decay (PyTorch's rule).
 #include "gpu.cuh"
 #include "optimiser.cuh"
-#include "vector.cuh"
 
 /// `g = grad + weight_decay w; v = momentum v + g; w -= lr (nesterov ? g + momentum v : v)`
 __device__ __forceinline__ void sgd_update(float &w, float &v, float grad, float lr, float momentum,
@@ -23,20 +22,20 @@ KERNEL(256) sgd_step(const Piece *pieces, const double *rates, const Cursor *cur
       p.len,
       [&](uint64_t i) {
         optimiser::Fours<3> four;
-        vec::load(four.v[0], grad + i);
-        vec::load(four.v[1], w + i);
-        vec::load(four.v[2], velocity + i);
+        optimiser::load(four.v[0], grad + i);
+        optimiser::load(four.v[1], w + i);
+        optimiser::load(four.v[2], velocity + i);
         return four;
       },
       [&](uint64_t i, optimiser::Fours<3> &four) {
         auto &[g, x, v] = four.v;
         float zero[4] = {0, 0, 0, 0};
-        vec::store(grad + i, zero);
+        optimiser::store(grad + i, zero);
         if (skip) return;
 #pragma unroll
         for (int j = 0; j < 4; j++) sgd_update(x[j], v[j], g[j] * inverse, lr, momentum, weight_decay, nesterov);
-        vec::store(w + i, x);
-        vec::store(velocity + i, v);
+        optimiser::store(w + i, x);
+        optimiser::store(velocity + i, v);
       },
       [&](uint64_t i) {
         float g = grad[i];
@@ -53,17 +52,17 @@ KERNEL(256) sgd_tensor(float *w, const float *grad, float *velocity, uint64_t n,
       min(n - start, uint64_t(PIECE)),
       [&](uint64_t i) {
         optimiser::Fours<3> four;
-        vec::load(four.v[0], grad + start + i);
-        vec::load(four.v[1], w + start + i);
-        vec::load(four.v[2], velocity + start + i);
+        optimiser::load(four.v[0], grad + start + i);
+        optimiser::load(four.v[1], w + start + i);
+        optimiser::load(four.v[2], velocity + start + i);
         return four;
       },
       [&](uint64_t i, optimiser::Fours<3> &four) {
         auto &[g, x, v] = four.v;
 #pragma unroll
         for (int j = 0; j < 4; j++) sgd_update(x[j], v[j], g[j], lr, momentum, weight_decay, nesterov);
-        vec::store(w + start + i, x);
-        vec::store(velocity + start + i, v);
+        optimiser::store(w + start + i, x);
+        optimiser::store(velocity + start + i, v);
       },
       [&](uint64_t i) {
         sgd_update(w[start + i], velocity[start + i], grad[start + i], lr, momentum, weight_decay, nesterov);

@@ -1,7 +1,6 @@
 // What a training step on the device needs beside its ops: whether its gradients are finite, and its end.
 #include "gpu.cuh"
 #include "optimiser.cuh"
-#include "vector.cuh"
 
 /// Sets `not_finite` if any gradient is NaN or infinite.
 KERNEL(256) step_check(const Piece *pieces, LossScale *scale) {
@@ -12,7 +11,7 @@ KERNEL(256) step_check(const Piece *pieces, LossScale *scale) {
       p.len,
       [&](uint64_t i) {
         optimiser::Fours<1> four;
-        vec::load(four.v[0], grad + i);
+        optimiser::load(four.v[0], grad + i);
         return four;
       },
       [&](uint64_t, optimiser::Fours<1> &four) {

@@ -120,7 +120,8 @@ fn launch(layer: &Convolution, pass: Pass, n: usize, dtype: DType) -> Launch {
     Launch {
         pool: layer.pool,
         residual: layer.residual,
-        noise: layer.noise && pass != Pass::InputGrad,
+        // Where it is drawn in the load; elsewhere another pass takes it along.
+        noise: layer.noise && pass != Pass::InputGrad && noise::in_load(dtype, layer.x.c),
         ..layer.launch(pass, dtype, n)
     }
 }
@@ -187,7 +188,7 @@ fn layers(
     batch: usize,
 ) -> Result<(Table, Vec<Value>)> {
     let caption = format!(
-        "{} on {}, batch {batch}, {}: microseconds by the model, noise in every layer's load",
+        "{} on {}, batch {batch}, {}: microseconds by the model",
         network.arch.name(),
         card.name,
         args.dtype

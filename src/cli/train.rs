@@ -107,8 +107,11 @@ pub struct TrainArgs {
     recipe: RecipeArgs,
 }
 
-/// Seconds between two saves of the state inside an epoch.
+/// The longest between two saves of the state.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
+/// At the end of an epoch it is saved if that takes at most one part in so many of the time since the last save: on
+/// a GPU an epoch can be over in less than a second.
+const SAVING_SHARE: u32 = 20;
 
 impl TrainArgs {
     fn config(&self, data: &Dataset) -> Result<Config> {
@@ -261,6 +264,36 @@ pub fn run(args: &TrainArgs, json: bool, verbose: bool) -> Result<()> {
     Ok(())
 }
 
+/// When the state of a run is saved.
+struct Saves<'a> {
+    state: &'a Path,
+    last: Instant,
+    took: Duration,
+}
+
+impl<'a> Saves<'a> {
+    fn new(state: &'a Path) -> Self {
+        Saves {
+            state,
+            last: Instant::now(),
+            took: Duration::ZERO,
+        }
+    }
+
+    fn are_due(&self, epoch_ends: bool) -> bool {
+        let since = self.last.elapsed();
+        since > SAVE_EVERY || epoch_ends && since >= self.took * SAVING_SHARE
+    }
+
+    fn save(&mut self, trainer: &mut Trainer<'_>) -> noiseforge::Result<()> {
+        let started = Instant::now();
+        trainer.save(self.state)?;
+        self.last = Instant::now();
+        self.took = self.last - started;
+        Ok(())
+    }
+}
+
 /// Runs to the end with a bar, one printed line per epoch, the state saved at least every minute.
 /// Returns the images seen. After Ctrl-C the state is saved and the error says how to go on.
 fn train_with_progress(
@@ -275,7 +308,7 @@ fn train_with_progress(
         say!("{HEADER}");
     }
     let mut seen = 0;
-    let mut saved = Instant::now();
+    let mut saves = Saves::new(state);
     let mut epoch_started = Instant::now();
     let mut epoch_images = 0;
     let result = trainer.run(stop, &mut |trainer, event| {
@@ -297,9 +330,8 @@ fn train_with_progress(
                     "loss {loss:.4}  accuracy {}%  {rate:.0} images/s",
                     percent(accuracy)
                 ));
-                if saved.elapsed() > SAVE_EVERY {
-                    trainer.save(state)?;
-                    saved = Instant::now();
+                if saves.are_due(false) {
+                    saves.save(trainer)?;
                 }
             }
             Event::Epoch(line) => {
@@ -311,8 +343,9 @@ fn train_with_progress(
                 epoch_images = 0;
                 epoch_started = Instant::now();
                 write_log(&out.join("log.csv"), trainer.log())?;
-                trainer.save(state)?;
-                saved = Instant::now();
+                if trainer.is_done() || saves.are_due(true) {
+                    saves.save(trainer)?;
+                }
             }
         }
         Ok(())

@@ -66,8 +66,9 @@ impl Key {
 
 /// Whether a GPU's convolution over `c` channels draws the noise on its input best while it loads it, other
 /// than in a pass before: on tensor cores each block of output channels draws it again. Measured on an H100
-/// (benches/record/2026-11-26-h100-2): with 64 channels and more a convolution with noise in its load takes
-/// 1.5 to 2.3 times as long as one without, a pass before it 1.1 to 1.5 times; with 3 channels they are equal.
+/// (benches/record/2026-11-27-h100): with 64 channels and more a convolution with noise in its load takes 1.5 to
+/// 2.0 times as long as one without, 1x1 ones of few channels 1.1 times, a pass before it 1.1 to 1.6 times; with
+/// 3 channels they are equal.
 /// On CUDA cores, in f32, it costs 1 to 6%.
 pub fn in_load(dtype: DType, c: usize) -> bool {
     const FEW: usize = 16;

@@ -89,6 +89,14 @@ template <class T>
 inline void store_vec(T *p, const Vec<T> &v, EMU_HERE) {
   emu::vector_write(p, &v, site);
 }
+template <class T>
+inline Vec<T> load_vec_past_l1(const T *p, EMU_HERE) {
+  return load_vec(p, site);
+}
+template <class T>
+inline void store_vec_past_l1(T *p, const Vec<T> &v, EMU_HERE) {
+  store_vec(p, v, site);
+}
 
 inline void cp_async16(void *s, const void *g, bool valid = true, EMU_HERE) { emu::copy_async(s, g, 16, valid, site); }
 template <int BYTES>

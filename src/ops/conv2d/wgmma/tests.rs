@@ -291,8 +291,9 @@ fn prediction() {
                 l2,
                 mufu,
                 overhead,
+                ..
             } = plan.limits();
-            let microseconds = plan.clocks(132) as f64 / GIGAHERTZ / 1e3;
+            let microseconds = plan.clocks(132, false) as f64 / GIGAHERTZ / 1e3;
             let flops = (2 * n * size * size * c_in * c_out * 9) as f64;
             let [images, down, across, blocks] = plan.tiles();
             println!(
