@@ -1,7 +1,7 @@
 //! Every kernel on the GPU, timed by the device's own clock: time, GB/s or TFLOP/s, and the share of
 //! what this device was measured to do; the fused ops beside the unfused ones in the same run.
 //!
-//! `cargo bench --bench gpu -- TEXT` runs the cases whose name contains TEXT;
+//! `cargo bench --bench gpu -- TEXT` runs the cases whose name contains TEXT, `'A|B'` those with A or B;
 //! `NOISEFORGE_BENCH_CSV=FILE` also writes the table as CSV. Without a GPU it says so and ends.
 
 mod layers;
@@ -55,14 +55,15 @@ struct Bench {
     timer: Timer,
     lines: RefCell<Vec<Line>>,
     csv: Option<RefCell<File>>,
-    /// Cases whose names do not contain this are left out.
+    /// Cases whose names contain nothing of this, texts between bars, are left out.
     filter: Option<String>,
 }
 
 impl Bench {
     /// Whether a case of this name is to run: what it needs can take longer to make than to time.
     fn wanted(&self, name: &str) -> bool {
-        self.filter.as_ref().is_none_or(|text| name.contains(text))
+        let named = |filter: &String| filter.split('|').any(|text| name.contains(text));
+        self.filter.as_ref().is_none_or(named)
     }
 
     /// `call` must not wait for the device. Criterion chooses how often it is repeated between two
