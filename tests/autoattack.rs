@@ -72,7 +72,7 @@ fn a_robust_random_network_is_robust_and_a_broken_one_is_not() {
     let most = exact.iter().copied().fold(0.0, f64::max);
     let goal = untargeted(&linear);
     for (eps, robust) in [(least / 2.0, 40), (1.5 * most, 0)] {
-        let mut attack = AutoAttack::rand(Norm::Linf, eps);
+        let mut attack = AutoAttack::rand(Norm::Linf, eps, 100);
         let square = Square {
             queries: 500,
             ..Square::new(Norm::Linf, eps)

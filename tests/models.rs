@@ -221,14 +221,11 @@ fn initial_weights_have_the_papers_spread() {
 /// Makes one noise sigma at a time non-zero by its placement and sees which input it reaches.
 #[test]
 fn init_noise_sits_where_the_placement_says() {
-    let base = Config {
-        width: 4,
-        ..Config::new(Arch::Vgg16, CIFAR, 5)
-    };
-    let logits = |init: f32, inner: f32, placement| {
+    let logits = |arch, init: f32, inner: f32, placement| {
         let config = Config {
+            width: 4,
             placement,
-            ..base.clone().with_noise(init, inner)
+            ..Config::new(arch, CIFAR, 5).with_noise(init, inner)
         };
         let mut model = calibrated(&config);
         let z = model
@@ -237,24 +234,27 @@ fn init_noise_sits_where_the_placement_says() {
         z.data::<f32>().to_vec()
     };
     use NoisePlacement::{Authors, Image};
-    let quiet = logits(0.0, 0.0, Image);
-    // equal sigmas: the placement cannot matter
-    assert_eq!(logits(0.1, 0.1, Image), logits(0.1, 0.1, Authors));
-    assert_ne!(logits(0.1, 0.0, Image), quiet);
-    assert_ne!(logits(0.1, 0.0, Image), logits(0.1, 0.0, Authors));
-    // in the other networks the authors put it on the image too
-    let small = |placement| {
-        let config = Config {
-            placement,
-            ..Config::new(Arch::Small, CIFAR, 5).with_noise(0.3, 0.0)
-        };
-        let mut model = calibrated(&config);
-        let z = model
-            .forward(images(CIFAR, DType::F32), &eval(Some(rows(&[7]))))
-            .unwrap();
-        z.data::<f32>().to_vec()
-    };
-    assert_eq!(small(Image), small(Authors));
+    for arch in [Arch::Vgg16, Arch::Small] {
+        let quiet = logits(arch, 0.0, 0.0, Image);
+        // Equal sigmas: the placement cannot matter.
+        assert_eq!(
+            logits(arch, 0.1, 0.1, Image),
+            logits(arch, 0.1, 0.1, Authors)
+        );
+        assert_ne!(logits(arch, 0.1, 0.0, Image), quiet);
+        assert_ne!(
+            logits(arch, 0.1, 0.0, Image),
+            logits(arch, 0.1, 0.0, Authors)
+        );
+        // The image gets the inner noise, and it alone if the others' is zero.
+        assert_ne!(
+            logits(arch, 0.0, 0.1, Authors),
+            logits(arch, 0.0, 0.1, Image)
+        );
+    }
+    // In the other networks the authors put it on the image, too.
+    let resnext = |placement| logits(Arch::ResNeXt29, 0.3, 0.0, placement);
+    assert_eq!(resnext(Image), resnext(Authors));
 }
 
 #[test]

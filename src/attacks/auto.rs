@@ -66,23 +66,25 @@ impl AutoAttack {
         }
     }
 
-    /// The ensemble for random networks: the clean image, APGD on the cross-entropy and on the DLR loss.
+    /// The ensemble for random networks: the clean image, APGD on the cross-entropy and on the DLR loss, of so many
+    /// steps each (published: 100).
     /// The published one judges by a single draw; here every comparison sees the mean over the draws asked
     /// for, and a success is one on draws that nobody has seen before. Needs 3 classes.
-    pub fn rand(norm: Norm, eps: f64) -> Self {
+    pub fn rand(norm: Norm, eps: f64, steps: u32) -> Self {
+        let apgd = |published: Apgd| Member::White(Box::new(Apgd { steps, ..published }));
         AutoAttack {
             name: "autoattack-rand",
             members: vec![
                 Member::Black(Box::new(Clean)),
-                Member::White(Box::new(Apgd::cross_entropy(norm, eps))),
-                Member::White(Box::new(Apgd::dlr(norm, eps))),
+                apgd(Apgd::cross_entropy(norm, eps)),
+                apgd(Apgd::dlr(norm, eps)),
             ],
         }
     }
 
     /// [`AutoAttack::rand`], then targeted FAB and Square, which compare under common draws.
-    pub fn rand_with_all(norm: Norm, eps: f64) -> Self {
-        let mut attack = AutoAttack::rand(norm, eps);
+    pub fn rand_with_all(norm: Norm, eps: f64, steps: u32) -> Self {
+        let mut attack = AutoAttack::rand(norm, eps, steps);
         let fab = Fab::targeted(norm).within(eps);
         attack.members.push(Member::White(Box::new(fab)));
         let square = Square::new(norm, eps);

@@ -31,7 +31,7 @@ use crate::statistics::{
 };
 
 pub use counting::Event;
-pub use summary::{Verdict, average_radius, certified_accuracy};
+pub use summary::{Verdict, average_radius, certified_accuracy, curve};
 
 /// The noise of a certificate.
 const PURPOSE: Purpose = Purpose::Certify;

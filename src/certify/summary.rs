@@ -26,6 +26,24 @@ pub fn certified_accuracy(verdicts: &[Verdict], radius: f64) -> usize {
         .count()
 }
 
+/// Certified accuracy against radius, from 0 to `largest`: `(radius, share)` points of a line that goes down by a step
+/// at the radius of every certificate.
+pub fn curve(verdicts: &[Verdict], largest: f64) -> Vec<(f64, f64)> {
+    let n = verdicts.len() as f64;
+    let correct = verdicts.iter().filter(|v| v.is_correct());
+    let mut steps: Vec<f64> = correct.map(|v| v.radius).collect();
+    steps.sort_by(f64::total_cmp);
+    let mut height = steps.len() as f64 / n;
+    let mut points = vec![(0.0, height)];
+    for (i, &r) in steps.iter().enumerate() {
+        points.push((r, height));
+        height = (steps.len() - i - 1) as f64 / n;
+        points.push((r, height));
+    }
+    points.push((largest, height));
+    points
+}
+
 /// Mean over all images of the radius, 0 where the class is wrong or withheld (the average certified
 /// radius of Zhai et al. 2020); NaN without an image.
 pub fn average_radius(verdicts: &[Verdict]) -> f64 {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use noiseforge::certify::{
-    Counts, Event, Outcome, Settings, Task, Verdict, average_radius, certified_accuracy,
+    Counts, Event, Outcome, Settings, Task, Verdict, average_radius, certified_accuracy, curve,
 };
 use noiseforge::data::{Dataset, Spec, Split};
 use noiseforge::io::atomic::write_atomic;
@@ -388,26 +388,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Certified accuracy against radius: a step down at the radius of every certificate.
     fn curve(&self, verdicts: &[Verdict], largest: f64) -> Figure {
-        let n = verdicts.len() as f64;
-        let correct = verdicts.iter().filter(|v| v.is_correct());
-        let mut steps: Vec<f64> = correct.map(|v| v.radius).collect();
-        steps.sort_by(f64::total_cmp);
-        let mut height = steps.len() as f64 / n;
-        let mut points = vec![(0.0, height)];
-        for (i, &r) in steps.iter().enumerate() {
-            points.push((r, height));
-            height = (steps.len() - i - 1) as f64 / n;
-            points.push((r, height));
-        }
-        points.push((largest, height));
-        // A marker on every step would hide the curve.
         let name = format!("sigma {}", self.settings.sigma);
         Figure::new("Certified accuracy", "L2 radius", "certified accuracy")
             .percent_y()
             .caption(SCOPE)
-            .series(Series::new(name, points))
+            .series(Series::new(name, curve(verdicts, largest)))
     }
 
     fn print(&self, report: &Value) {

@@ -9,6 +9,7 @@ mod demo;
 mod devices;
 mod eval;
 mod gradcheck;
+mod index;
 mod noise;
 mod recipe;
 mod report;
@@ -55,6 +56,8 @@ enum Command {
     Verify(attack::verify::VerifyArgs),
     /// Tables and figures of attacks, from their reports
     Report(report::Args),
+    /// A page that leads to all runs below a folder
+    Index(index::Args),
     /// The paper's tables and figures, from data to page
     Reproduce(Box<reproduce::Args>),
     /// The paper's inequality 5 and equation 7, measured on a network
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => audit::run(args, json),
         Command::Verify(args) => attack::verify::run(args, json),
         Command::Report(args) => report::run(args, json),
+        Command::Index(args) => index::run(args, json),
         Command::Reproduce(args) => reproduce::run(args, json),
         Command::Theory(args) => theory::run(args, json),
         Command::Certify(args) => certify::run(args, json),

@@ -236,7 +236,7 @@ fn table_of_together(together: &[Together]) -> Option<Table> {
 }
 
 /// The points of a curve that falls in steps.
-fn steps(curve: &[[f64; 2]]) -> Vec<(f64, f64)> {
+pub fn steps(curve: &[[f64; 2]]) -> Vec<(f64, f64)> {
     let mut points: Vec<(f64, f64)> = Vec::new();
     for &[x, y] in curve {
         if let Some(&(_, before)) = points.last() {

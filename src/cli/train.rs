@@ -53,7 +53,8 @@ pub struct TrainArgs {
     /// Standard deviation of the noise before every other convolution [default: rse 0.1, else 0]
     #[arg(long, value_name = "SIGMA", value_parser = sigma)]
     inner_noise: Option<f32>,
-    /// Which layer carries the init noise: image, or authors (the second, as their VGG16 does)
+    /// Which layer carries the init noise: image, or authors (the second, as their VGG16 does; here the small
+    /// CNN, too, while others stay with the image)
     #[arg(long, default_value = "image")]
     noise_placement: NoisePlacement,
     /// Channels of the first stage [default: the published network's]
@@ -81,7 +82,7 @@ pub struct TrainArgs {
     #[arg(long)]
     nesterov: bool,
     /// How the learning rate falls: phases (40, 30, 20, 10% of the epochs, each a tenth of the rate
-    /// before), cosine or constant
+    /// before), halving (8, 4, 2, 1 parts of 15, likewise), cosine or constant
     #[arg(long, default_value = "phases")]
     schedule: Schedule,
     /// The paper's rule: end with (and reload at each phase's end) the epoch of the best test

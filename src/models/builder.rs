@@ -1,6 +1,6 @@
 //! Builds networks layer by layer: numbers the noise layers, names and initialises the parameters.
 
-use super::{Config, Convolution, NoisePlacement};
+use super::{Arch, Config, Convolution, NoisePlacement};
 use crate::error::{Error, Result};
 use crate::nn::{BatchNorm, Conv, ConvBlock, Dense, Layer, Layout, NoiseLayer, NormBlock, Param};
 use crate::ops::batch_norm::{Activation, Running};
@@ -112,7 +112,7 @@ impl<'a> Builder<'a> {
         let layer = self.noise_layers;
         self.noise_layers += 1;
         let authors = self.config.placement == NoisePlacement::Authors
-            && self.config.arch == super::Arch::Vgg16;
+            && matches!(self.config.arch, Arch::Vgg16 | Arch::Small);
         let sigma = if layer == u16::from(authors) {
             self.config.init_noise
         } else {

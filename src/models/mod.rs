@@ -143,7 +143,8 @@ pub enum NoisePlacement {
     #[default]
     Image,
     /// As the authors' VGG16 does: the one in front of the **second** convolution, the image gets
-    /// the inner noise. Their other networks place it on the image, and so do ours.
+    /// the inner noise. So do ours of that kind (VGG16 and the small CNN); the authors' other networks place it
+    /// on the image, and so do all others here.
     Authors,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::text::escape;
+use super::text::{escape, href};
 
 /// A table of text cells. Columns of numbers are aligned to the right; the best number of a column
 /// can be marked. `Display` gives it as plain text for a terminal.
@@ -15,6 +15,8 @@ pub struct Table {
     /// The rows. A short row ends with empty cells.
     pub rows: Vec<Vec<String>>,
     best: Vec<(usize, Best)>,
+    /// By row: where its first cell leads.
+    links: Vec<(usize, String)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,6 +36,7 @@ impl Table {
             header: header.into_iter().map(Into::into).collect(),
             rows: Vec::new(),
             best: Vec::new(),
+            links: Vec::new(),
         }
     }
 
@@ -41,6 +44,16 @@ impl Table {
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) -> &mut Self {
         self.rows.push(cells.into_iter().map(Into::into).collect());
         self
+    }
+
+    /// Appends a row whose first cell leads to a file, by its path from the page's folder.
+    pub fn linked_row<S: Into<String>>(
+        &mut self,
+        path: impl Into<String>,
+        cells: impl IntoIterator<Item = S>,
+    ) -> &mut Self {
+        self.links.push((self.rows.len(), path.into()));
+        self.row(cells)
     }
 
     /// With the highest number of this column (counted from 0) marked as the best.
@@ -106,6 +119,11 @@ impl Table {
             out.push_str("<tr>");
             for c in 0..columns {
                 let text = escape(self.cell(r, c));
+                let link = self.links.iter().find(|(row, _)| c == 0 && *row == r);
+                let text = match link {
+                    Some((_, path)) => format!("<a href=\"{}\">{text}</a>", href(path)),
+                    None => text,
+                };
                 let _ = match self.is_best(r, c) {
                     true => write!(out, "<td{}><strong>{text}</strong></td>", class(c)),
                     false => write!(out, "<td{}>{text}</td>", class(c)),

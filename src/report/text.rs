@@ -23,6 +23,23 @@ pub fn escape(text: &str) -> String {
     out
 }
 
+/// A path as a relative URL: everything but letters, digits, `/` and `-._~` as `%XX`. What could be taken for a
+/// scheme (`a:b`) is not, since `:` is among the others.
+pub fn href(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(byte as char);
+            }
+            _ => {
+                let _ = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out
+}
+
 /// Width of a line of text in units of its font size: an estimate for a common sans-serif, on the
 /// wide side, because the font is the reader's.
 pub fn width(text: &str) -> f64 {

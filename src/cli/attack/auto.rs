@@ -224,6 +224,9 @@ pub struct RandArgs {
     run: RunArgs,
     #[command(flatten)]
     bound: BoundArgs,
+    /// Gradients of each APGD
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
     /// Then targeted FAB and Square, too
     #[arg(long)]
     all: bool,
@@ -233,9 +236,10 @@ impl RandArgs {
     pub fn run(&self, json: bool) -> Result<()> {
         let BoundArgs { norm, eps } = self.bound;
         let attack = match self.all {
-            true => AutoAttack::rand_with_all(norm, eps),
-            false => AutoAttack::rand(norm, eps),
+            true => AutoAttack::rand_with_all(norm, eps, self.steps),
+            false => AutoAttack::rand(norm, eps, self.steps),
         };
-        self.bound.run_auto(&self.run, attack, json)
+        self.bound
+            .run_auto(&self.run, attack, Some(self.steps), json)
     }
 }

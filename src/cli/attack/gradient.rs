@@ -33,7 +33,7 @@ impl FgsmArgs {
     /// The standard ensemble, which takes the same arguments.
     pub fn run_standard(&self, json: bool) -> Result<()> {
         let attack = AutoAttack::standard(self.bound.norm, self.bound.eps);
-        self.bound.run_auto(&self.run, attack, json)
+        self.bound.run_auto(&self.run, attack, None, json)
     }
 }
 

@@ -169,13 +169,23 @@ impl BoundArgs {
         self.run_method(run, Method::White(Box::new(attack)), parameters, json)
     }
 
-    fn run_auto(&self, run: &RunArgs, attack: AutoAttack, json: bool) -> Result<()> {
+    /// `steps` where they can be chosen.
+    fn run_auto(
+        &self,
+        run: &RunArgs,
+        attack: AutoAttack,
+        steps: Option<u32>,
+        json: bool,
+    ) -> Result<()> {
         let members: Vec<&str> = attack.members.iter().map(|m| m.name()).collect();
-        let parameters = object(json!({
+        let mut parameters = object(json!({
             "norm": self.norm.name(),
             "eps": self.eps,
             "members": members,
         }));
+        if let Some(steps) = steps {
+            parameters.insert("steps".into(), json!(steps));
+        }
         self.run_method(run, Method::White(Box::new(attack)), parameters, json)
     }
 

@@ -3,77 +3,14 @@
 use std::rc::Rc;
 
 use anyhow::Result;
+use noiseforge::models::NoisePlacement;
 use noiseforge::statistics::wilson_of_shares;
 use noiseforge::verdict::Report;
 
 use super::part::{Part, Workshop};
-
-/// How much of everything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Scale {
-    /// A small CNN, short training, few images: minutes on two cores
-    Quick,
-    /// The paper's protocol: VGG16, 200 epochs, 1,600 images, 17 constants
-    Paper,
-}
-
-/// Draws of an RSE network's verdict.
-pub const DRAWS: usize = 50;
-
-/// What protects a network.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Defense {
-    None,
-    Rse { init: f64, inner: f64 },
-    Brelu,
-    Distillation,
-    Adversarial,
-}
-
-/// The paper's noise (arXiv v2 and ECCV) for VGG16 and Model A.
-pub const RSE: Defense = Defense::Rse {
-    init: 0.2,
-    inner: 0.1,
+use super::settings::{
+    AttackSettings, BatchNorm, DRAWS, Defense, Network, Protocol, SMOOTHING, Scale, TestNoise,
 };
-
-/// The five of Table 2, in its order.
-pub const DEFENSES: [Defense; 5] = [
-    RSE,
-    Defense::Adversarial,
-    Defense::Brelu,
-    Defense::Distillation,
-    Defense::None,
-];
-
-impl Defense {
-    pub fn name(self) -> &'static str {
-        match self {
-            Defense::None => "no defence",
-            Defense::Rse { .. } => "RSE",
-            Defense::Brelu => "robust optimisation + BReLU",
-            Defense::Distillation => "distillation",
-            Defense::Adversarial => "adversarial retraining",
-        }
-    }
-}
-
-/// Noise while an attack and its verdicts run.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum TestNoise {
-    /// The network's own.
-    Own,
-    /// This on the image and this inside.
-    Set(f64, f64),
-}
-
-/// How batch norm works while the attack runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// Running statistics: as one should.
-    Evaluation,
-    /// The batch's statistics, which move the running ones: as the code did that matches Table 2.
-    Published,
-}
 
 /// One constant's outcome.
 #[derive(Debug, Clone, Copy)]
@@ -87,65 +24,130 @@ pub struct Point {
     pub rms: f64,
 }
 
-/// The parts of all experiments at a scale.
+/// The parts of all experiments with one network at a scale.
+#[derive(Debug, Clone)]
 pub struct Plan {
     pub scale: Scale,
+    pub network: Network,
     pub data: String,
     pub seed: u64,
+    pub protocol: Protocol,
 }
 
 impl Plan {
-    /// The network, for people.
-    pub fn network(&self) -> &'static str {
-        match self.scale {
-            Scale::Quick => "small CNN",
-            Scale::Paper => "VGG16",
+    /// The paper's RSE (arXiv v2 and ECCV) for the network.
+    pub fn rse(&self) -> Defense {
+        let init = match self.network {
+            Network::ResNeXt29 => 0.1,
+            _ => 0.2,
+        };
+        self.rse_with(init, 0.1)
+    }
+
+    /// RSE with this noise on the image and this inside.
+    pub fn rse_with(&self, init: f64, inner: f64) -> Defense {
+        Defense::Rse {
+            init,
+            inner,
+            placement: self.protocol.placement,
         }
     }
 
-    /// Images attacked, steps, step size and constants; the first is the control.
-    pub fn attack_settings(&self) -> (usize, u32, f64, &'static [f64]) {
-        match self.scale {
-            Scale::Quick => (100, 60, 5e-3, &[0.0, 0.01, 0.03, 0.06, 0.1, 0.2]),
-            Scale::Paper => (
-                1600,
-                300,
-                1e-3,
-                &[
-                    0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 0.8, 1.0, 2.0, 3.0, 4.0, 7.0, 10.0, 30.0,
-                    70.0, 100.0,
-                ],
-            ),
+    /// The five of Table 2, in its order.
+    pub fn defenses(&self) -> [Defense; 5] {
+        [
+            self.rse(),
+            Defense::Adversarial,
+            Defense::Brelu,
+            Defense::Distillation { authors: false },
+            Defense::None,
+        ]
+    }
+
+    /// More than the paper has.
+    pub fn more_defenses(&self) -> [Defense; 3] {
+        let Defense::Rse { init, inner, .. } = self.rse() else {
+            unreachable!("RSE")
+        };
+        [Defense::Pgd, Defense::PgdRse { init, inner }, SMOOTHING]
+    }
+
+    /// A defence of Table 2 as the authors' first code had it: RSE with 0.4 where their VGG16 puts it, distillation
+    /// without the square of the temperature.
+    pub fn as_published(&self, defense: Defense) -> Defense {
+        match defense {
+            Defense::Rse { .. } if self.network != Network::ResNeXt29 => Defense::Rse {
+                init: 0.4,
+                inner: 0.1,
+                placement: NoisePlacement::Authors,
+            },
+            Defense::Distillation { .. } => Defense::Distillation { authors: true },
+            other => other,
+        }
+    }
+
+    /// Epochs, batch and learning rate.
+    fn schedule(&self, defense: Defense) -> &'static str {
+        match (self.scale, defense) {
+            // Images moved by up to 0.3 are learned by a small step only.
+            (Scale::Quick, Defense::Adversarial) => {
+                "--epochs 12 --batch 64 --lr 0.01 --schedule cosine"
+            }
+            (Scale::Quick, _) => "--epochs 12 --batch 64 --lr 0.05 --schedule cosine",
+            // The authors' own: the last weights are kept.
+            (Scale::Paper, Defense::Adversarial) => {
+                "--epochs 300 --batch 128 --lr 0.1 --schedule halving"
+            }
+            (Scale::Paper, _) => {
+                "--epochs 200 --batch 128 --lr 0.1 --schedule phases --select-best-test"
+            }
         }
     }
 
     /// The training of a network.
     pub fn train(&self, defense: Defense) -> Rc<Part> {
-        let mut part = Part::new(format!("train {}", defense.name())).words("train");
-        part = match self.scale {
-            Scale::Quick => part.words(
-                "--model small --epochs 12 --batch 64 --lr 0.05 --schedule cosine",
-            ),
-            // Adversarial retraining runs 300 epochs and keeps the last weights.
-            Scale::Paper if defense == Defense::Adversarial => {
-                part.words("--model vgg16 --epochs 300 --batch 128 --lr 0.1 --schedule phases")
-            }
-            Scale::Paper => part.words(
-                "--model vgg16 --epochs 200 --batch 128 --lr 0.1 --schedule phases --select-best-test",
-            ),
+        let pgd = match self.scale {
+            Scale::Quick => "--defense adv-pgd --adv-eps 4/255 --adv-steps 2 --adv-step-size 3/255",
+            Scale::Paper => "--defense adv-pgd",
         };
-        part = part.word("--data").word(&self.data);
-        part = part.words(format!("--seed {}", self.seed));
+        let part = Part::new(format!("train {}", defense.name()))
+            .words("train")
+            .words(self.network.words())
+            .words(self.schedule(defense))
+            .word("--data")
+            .word(&self.data)
+            .words(format!("--seed {}", self.seed));
         Rc::new(match defense {
             Defense::None => part.words("--defense none"),
-            Defense::Rse { init, inner } => part.words(format!(
-                "--defense rse --init-noise {init} --inner-noise {inner}"
-            )),
+            Defense::Rse {
+                init,
+                inner,
+                placement,
+            } => part
+                .words("--defense rse")
+                .words(format!("--init-noise {init} --inner-noise {inner}"))
+                .words(match placement {
+                    NoisePlacement::Image => "",
+                    NoisePlacement::Authors => "--noise-placement authors",
+                }),
             Defense::Brelu => part.words("--defense brelu --init-noise 0.05"),
-            Defense::Distillation => part
-                .words("--defense distill --temperature 40 --teacher")
+            Defense::Distillation { authors } => part
+                .words("--defense distill --temperature 40")
+                .words(if authors {
+                    "--distill-loss authors"
+                } else {
+                    ""
+                })
+                .words("--teacher")
                 .file_of(&self.train(Defense::None), WEIGHTS),
             Defense::Adversarial => part.words("--defense adv-fgsm --adv-eps 0.1,0.3"),
+            Defense::Pgd => part.words(pgd),
+            Defense::PgdRse { init, inner } => part
+                .words(pgd)
+                .words(format!("--init-noise {init} --inner-noise {inner}")),
+            Defense::Smoothing { sigma } => part.words(format!(
+                "--defense rse --init-noise {sigma} --inner-noise 0"
+            )),
         })
     }
 
@@ -159,35 +161,103 @@ impl Plan {
             .word(&self.data)
     }
 
+    /// Draws of a verdict.
+    pub fn draws(&self) -> usize {
+        match self.protocol.single_draw {
+            true => 1,
+            false => DRAWS,
+        }
+    }
+
     /// The paper's C&W attack at all constants, judged by so many draws.
     pub fn attack(
         &self,
         defense: Defense,
         noise: TestNoise,
-        protocol: Protocol,
+        batch_norm: BatchNorm,
         draws: usize,
     ) -> Rc<Part> {
-        let (count, steps, lr, constants) = self.attack_settings();
-        let constants: Vec<String> = constants.iter().map(f64::to_string).collect();
-        let mut part = self
+        let AttackSettings {
+            count,
+            steps,
+            lr,
+            constants,
+        } = self.scale.attack();
+        let part = self
             .on("cw", "attack cw --protocol rse", defense)
             .words(format!("--count {count} --steps {steps} --lr {lr} --c"))
-            .word(constants.join(","))
+            .word(list(constants))
             .words(format!(
                 "--ensemble {draws} --verdicts 1 --seed {}",
                 self.seed
             ));
-        if let TestNoise::Set(init, inner) = noise {
-            part = part.words(format!("--init-noise {init} --inner-noise {inner}"));
-        }
-        if protocol == Protocol::Published {
-            part = part.words("--batch-norm train --batch 100");
-        }
-        Rc::new(part)
+        Rc::new(noise.add_to(part).words(match batch_norm {
+            BatchNorm::Eval => "",
+            BatchNorm::Train => "--batch-norm train --batch 100",
+        }))
+    }
+
+    /// What an attack that knows of the noise is asked beside its own: images, draws, verdicts.
+    fn adaptive(&self, part: Part, defense: Defense, noise: TestNoise) -> Rc<Part> {
+        let settings = self.scale.adaptive();
+        let part = noise.add_to(part.words(format!("--count {}", settings.count)));
+        let random = match noise {
+            TestNoise::Own => defense.is_random(),
+            TestNoise::Set(init, inner) => init > 0.0 || inner > 0.0,
+        };
+        let part = part.words(match random {
+            true => format!("--eot {}", settings.eot),
+            false => String::new(),
+        });
+        Rc::new(part.words(format!(
+            "--ensemble {DRAWS} --verdicts {} --seed {}",
+            settings.verdicts, self.seed
+        )))
+    }
+
+    /// The paper's C&W attack with the mean over draws of the noise in each step.
+    pub fn attack_with_eot(&self, defense: Defense, noise: TestNoise) -> Rc<Part> {
+        let AttackSettings { steps, lr, .. } = self.scale.attack();
+        let part = self
+            .on("cw-eot", "attack cw --protocol rse", defense)
+            .words(format!("--steps {steps} --lr {lr} --c"))
+            .word(list(self.scale.adaptive().constants));
+        self.adaptive(part, defense, noise)
+    }
+
+    /// C&W's search for the smallest distance, the mean over draws in each step and each comparison.
+    pub fn search(&self, defense: Defense, noise: TestNoise) -> Rc<Part> {
+        let steps = self.scale.adaptive().search_steps;
+        let part = self
+            .on("search", "attack cw --protocol adaptive", defense)
+            .words(format!("--steps {steps}"));
+        self.adaptive(part, defense, noise)
+    }
+
+    /// APGD for random networks within a radius.
+    pub fn apgd(&self, defense: Defense, noise: TestNoise, radius: f64) -> Rc<Part> {
+        let steps = self.scale.adaptive().apgd_steps;
+        let part = self
+            .on("apgd", "attack autoattack-rand --norm l2", defense)
+            .words(format!("--eps {radius} --steps {steps}"));
+        self.adaptive(part, defense, noise)
+    }
+
+    /// Certificates under noise of this sigma on the image, which takes the place of the network's own there.
+    pub fn certify(&self, defense: Defense, sigma: f64) -> Rc<Part> {
+        let size = match self.scale {
+            Scale::Quick => "--count 50 --n 1000",
+            Scale::Paper => "--skip 20 --n 100000",
+        };
+        let part = self
+            .on("certify", "certify", defense)
+            .words(format!("--sigma {sigma} --init-noise 0"))
+            .words(size);
+        Rc::new(part.words(format!("--seed {}", self.seed)))
     }
 
     /// Accuracy on the test set against the number of draws.
-    pub fn draws(&self, defense: Defense) -> Rc<Part> {
+    pub fn accuracy_by_draws(&self, defense: Defense) -> Rc<Part> {
         Rc::new(
             self.on("eval", "eval", defense)
                 .words(format!("--ensemble {DRAWS} --seed {}", self.seed)),
@@ -233,22 +303,31 @@ impl Plan {
                     "--count 2 --steps {steps} --lr 0.01 --c 100 --target {target}"
                 ))
                 .words(format!(
-                    "--ensemble {DRAWS} --verdicts 1 --seed {}",
+                    "--ensemble {} --verdicts 1 --seed {}",
+                    self.draws(),
                     self.seed
                 )),
         )
     }
 }
 
+/// Separated by commas.
+fn list(numbers: &[f64]) -> String {
+    let words: Vec<String> = numbers.iter().map(f64::to_string).collect();
+    words.join(",")
+}
+
 const WEIGHTS: &str = "weights.safetensors";
 
 /// The points of an attack's curve, ascending in c.
 pub fn points(workshop: &mut Workshop, attack: &Rc<Part>) -> Result<Vec<Point>> {
+    reports(workshop, attack)?.iter().map(point).collect()
+}
+
+/// An attack's reports: one for each constant.
+pub fn reports(workshop: &mut Workshop, attack: &Rc<Part>) -> Result<Vec<Report>> {
     let folder = workshop.make(attack)?;
-    Report::read_all(&folder.join("report.json"))?
-        .iter()
-        .map(point)
-        .collect()
+    Ok(Report::read_all(&folder.join("report.json"))?)
 }
 
 /// The outcome of one attack.

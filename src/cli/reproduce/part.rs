@@ -129,7 +129,8 @@ impl Workshop {
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("cannot write into {}", folder.display()))?;
         args.extend(self.place.iter().cloned());
-        if folder.join("state.safetensors").exists() {
+        let states = ["state.safetensors", "state.json"];
+        if states.iter().any(|state| folder.join(state).exists()) {
             args.push("--resume".to_string());
         }
         if self.say {
