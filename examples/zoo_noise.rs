@@ -1,7 +1,7 @@
 //! ZOO against a random classifier: what its finite differences say of the gradient, for h from 1e-4 to 1e-1,
 //! independent and common draws and 1, 10 and 50 averages, and what the attack achieves with as many queries.
 //!
-//! `cargo run --release --example zoo_noise -- WEIGHTS DATA [IMAGES [QUERIES]]`
+//! `cargo run --release --example zoo_noise -- WEIGHTS DATA [IMAGES [QUERIES [H]]]`, H instead of all four
 
 use std::path::Path;
 use std::time::Instant;
@@ -24,13 +24,17 @@ const ROWS: usize = 256;
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize, default: usize| args.get(i).map_or(Ok(default), |s| s.parse());
-    anyhow::ensure!(args.len() >= 2, "WEIGHTS DATA [IMAGES [QUERIES]]");
+    anyhow::ensure!(args.len() >= 2, "WEIGHTS DATA [IMAGES [QUERIES [H]]]");
     let data = args[1].parse::<Spec>()?.load(Split::Test, 0)?;
     let mut model = Model::read(Path::new(&args[0]), |config| {
         config
             .ok_or_else(|| noiseforge::Error::argument("zoo_noise", "weights", "metadata", "none"))
     })?;
     let (count, queries) = (number(2, 10)?, number(3, 50_000)?);
+    let differences = match args.get(4) {
+        Some(h) => vec![h.parse()?],
+        None => vec![1e-4, 1e-3, 1e-2, 1e-1],
+    };
     let config = model.config();
     let random = config.noise_at_test && (config.init_noise > 0.0 || config.inner_noise > 0.0);
 
@@ -74,7 +78,7 @@ fn main() -> anyhow::Result<()> {
         "draws        averages  h       cosine  right signs  success  median l2  queries/image  seconds"
     );
     for &(draws, averages) in settings {
-        for h in [1e-4, 1e-3, 1e-2, 1e-1] {
+        for &h in &differences {
             let (cosine, signs) = quality(&mut model, &x, &labels, &exact, h, draws, averages)?;
             let zoo = Zoo {
                 iterations: u32::MAX,

@@ -27,7 +27,7 @@ KERNEL(256) ensemble_repeat(T *y, const T *x, uint64_t len, uint64_t n, uint32_t
   uint64_t row = at / len, to = row * draws * len + at % len;
   if constexpr (VECTORS) {
     gpu::Vec<T> v = gpu::load_vec(x + at);
-    for (uint32_t j = 0; j < draws; j++) gpu::store_vec(y + to + j * len, v);
+    for (uint32_t j = 0; j < draws; j++) gpu::store_vec_whole(y + to + j * len, v);
   } else {
     T v = x[at];
     for (uint32_t j = 0; j < draws; j++) y[to + j * len] = v;

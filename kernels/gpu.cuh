@@ -71,6 +71,13 @@ GPU_FN void store_vec(T *p, const Vec<T> &v) {
   *reinterpret_cast<uint4 *>(p) = *reinterpret_cast<const uint4 *>(&v);
 }
 
+/// To global memory, in one instruction whatever is around it: nvcc has taken the one above apart into four where it
+/// could see the pieces.
+template <class T>
+GPU_FN void store_vec_whole(T *p, const Vec<T> &v) {
+  __stwb(reinterpret_cast<uint4 *>(p), *reinterpret_cast<const uint4 *>(&v));
+}
+
 /// The same past the first-level cache, for what is read and then overwritten.
 template <class T>
 GPU_FN Vec<T> load_vec_past_l1(const T *p) {

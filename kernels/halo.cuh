@@ -161,20 +161,11 @@ __device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, c
                      c = place.col - p.cols_before + at.remainder;
       if (at.quotient >= p.patch_rows || n >= p.from.n || r >= p.from.h || c >= p.from.w || channel >= p.group_from)
         continue;
-      T *const x = reinterpret_cast<T *>(to + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
-      float z[8];
-      noise::normals<PRECISE>(z, draw, rows[n], r * p.from.w + c, group);
-      const gpu::Vec<T> clean = gpu::load_vec(x);
-      gpu::Vec<T> noisy;
-#pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        T two[2];
-        gpu::pack2(two, fmaf(draw.sigma, z[j], gpu::to_f32(clean.v[j])),
-                   fmaf(draw.sigma, z[j + 1], gpu::to_f32(clean.v[j + 1])));
-        noisy.v[j] = two[0];
-        noisy.v[j + 1] = two[1];
-      }
-      gpu::store_vec(x, noisy);
+      T *const piece = reinterpret_cast<T *>(to + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
+      const noise::Bits<PRECISE> bits = noise::bits<PRECISE>(draw, rows[n], r * p.from.w + c, group);
+      gpu::Vec<T> x = gpu::load_vec(piece);
+      noise::add_rounded<PRECISE>(x, draw.sigma, bits);
+      gpu::store_vec(piece, x);
     }
     // The next patch comes to this place by TMA.
     gpu::fence_proxy_async();

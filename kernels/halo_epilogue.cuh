@@ -92,8 +92,9 @@ __device__ __forceinline__ uint32_t pool(float (&top)[SIZE], const float (&below
 }
 
 /// Everything behind the sums of a tile. `staging` is this warp's alone; `boxes` is the result as (channels, images,
-/// columns, rows) in boxes of a fragment's pixels.
-template <class T, int MT, int N>
+/// columns, rows) in boxes of a fragment's pixels. Noise is added to so many rows AT_ONCE, of four: one's arithmetic
+/// waits beside the others'.
+template <class T, int MT, int N, int AT_ONCE>
 __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::Results<T> &to, const CUtensorMap &boxes,
                                        const float *bias, float *partial, uint32_t *counts, unsigned char *staging,
                                        uint32_t tile, const Place &place, const Halo &p, const Epilogue &e,
@@ -137,8 +138,11 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
             for (int j = 0; j < 64; j += 8)
               if (half[h].row + down < height && n + j < columns) {
                 float *const d = &acc[mt][(n + j) / 2 + 2 * h];
-                d[0] = __fadd_rn(d[0], gpu::to_f32(from[j]));
-                d[1] = __fadd_rn(d[1], gpu::to_f32(from[j + 1]));
+                T two[2];
+                const uint32_t word = *reinterpret_cast<const uint32_t *>(from + j);
+                memcpy(two, &word, 4);
+                d[0] = __fadd_rn(d[0], gpu::to_f32(two[0]));
+                d[1] = __fadd_rn(d[1], gpu::to_f32(two[1]));
               }
           }
         }
@@ -229,33 +233,36 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
         for (uint32_t i = 0; i < 4; i++) {
           const Target there = mine.of(row(i));
           if (there.row + down < height && c < columns)
-            gpu::store_vec(to.y + (uint64_t)(there.pixel + down * width) * p.to.c + first + c, staged(row(i)));
+            gpu::store_vec_whole(to.y + (uint64_t)(there.pixel + down * width) * p.to.c + first + c, staged(row(i)));
         }
       } else {
+        const auto disturb = [&](auto precise) {
+          constexpr bool PRECISE = decltype(precise)::value;
 #pragma unroll 1
-        for (uint32_t i = 0; i < 4; i++) {
-          const Target there = mine.of(row(i));
-          if (there.row + down >= height || c >= columns) continue;
-          const uint32_t pixel = there.pixel + down * width;
-          gpu::Vec<T> v = staged(row(i));
-          float x[8];
+          for (uint32_t i = 0; i < 4; i += AT_ONCE) {
+            noise::Bits<PRECISE> bits[AT_ONCE];
+            uint32_t pixel[AT_ONCE];
+            bool exists[AT_ONCE];
 #pragma unroll
-          for (int k = 0; k < 8; k++) x[k] = gpu::to_f32(v.v[k]);
-          const Division image = divide_rest(pixel, e.image);
-          const Row drawn = to.rows[image.quotient];
-          if (e.noise == 1)
-            noise::add<false>(x, next, drawn, image.remainder, (first + c) / 8);
-          else
-            noise::add<true>(x, next, drawn, image.remainder, (first + c) / 8);
+            for (int r = 0; r < AT_ONCE; r++) {
+              const Target there = mine.of(row(i + r));
+              exists[r] = there.row + down < height && c < columns;
+              pixel[r] = exists[r] ? there.pixel + down * width : 0;
+              const Division image = divide_rest(pixel[r], e.image);
+              bits[r] = noise::bits<PRECISE>(next, to.rows[image.quotient], image.remainder, (first + c) / 8);
+            }
 #pragma unroll
-          for (int k = 0; k < 8; k += 2) {
-            T two[2];
-            gpu::pack2(two, x[k], x[k + 1]);
-            v.v[k] = two[0];
-            v.v[k + 1] = two[1];
+            for (int r = 0; r < AT_ONCE; r++) {
+              gpu::Vec<T> x = staged(row(i + r));
+              noise::add_rounded<PRECISE>(x, next.sigma, bits[r]);
+              if (exists[r]) gpu::store_vec_whole(to.y + (uint64_t)pixel[r] * p.to.c + first + c, x);
+            }
           }
-          gpu::store_vec(to.y + (uint64_t)pixel * p.to.c + first + c, v);
-        }
+        };
+        if (e.noise == 1)
+          disturb(std::false_type());
+        else
+          disturb(std::true_type());
       }
       __syncwarp();
     }
@@ -339,7 +346,8 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CU
     }
     gpu::wgmma_wait<0>();
     if (first_lane) gpu::mbar_arrive(barrier(empty_at, last));
-    finish<T, MT, N>(acc, to, boxes, bias, partial, counts, staging + threadIdx.x / 32 * (2 * STAGING), tile, place, p,
+    // A 1x1 kernel leaves registers for two, and its products are over sooner.
+    finish<T, MT, N, K == 1 ? 2 : 1>(acc, to, boxes, bias, partial, counts, staging + threadIdx.x / 32 * (2 * STAGING), tile, place, p,
                      e, next);
   }
   // The staging is read until then.

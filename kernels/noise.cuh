@@ -106,22 +106,38 @@ __device__ __forceinline__ void precise(uint32_t u, uint32_t v, float &z0, float
   z1 = __fmul_rn(r, __uint_as_float(sine));
 }
 
+/// What eight normals of a pixel are made of.
+template <bool PRECISE>
+struct Bits {
+  Words words[PRECISE ? 2 : 1];
+};
+
+/// For channels `8 group .. 8 group + 8`.
+template <bool PRECISE>
+__device__ __forceinline__ Bits<PRECISE> bits(const Draw &draw, Row row, uint32_t pixel, uint32_t group) {
+  constexpr int BLOCKS = PRECISE ? 2 : 1;
+  Bits<PRECISE> bits;
+  // Where the pixel ends in the first half, the second is its neighbour's block, and not used.
+#pragma unroll
+  for (int i = 0; i < BLOCKS; i++) bits.words[i] = words(draw, row, pixel * draw.blocks + BLOCKS * group + i);
+  return bits;
+}
+
+/// Normals 2 j and 2 j + 1.
+template <bool PRECISE>
+__device__ __forceinline__ void pair(const Bits<PRECISE> &bits, int j, float &z0, float &z1) {
+  if constexpr (PRECISE)
+    precise(bits.words[j / 2].w[j % 2 * 2], bits.words[j / 2].w[j % 2 * 2 + 1], z0, z1);
+  else
+    fast(bits.words[0].w[j], z0, z1);
+}
+
 /// The normals of channels `8 group .. 8 group + 8` of one pixel, numbered `h * W + w`.
 template <bool PRECISE>
 __device__ __forceinline__ void normals(float (&z)[8], const Draw &draw, Row row, uint32_t pixel, uint32_t group) {
-  if constexpr (PRECISE) {
+  const Bits<PRECISE> all = bits<PRECISE>(draw, row, pixel, group);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      // Where the pixel ends in the first half, this is its neighbour's block, and not used.
-      Words words = noise::words(draw, row, pixel * draw.blocks + 2 * group + half);
-      precise(words.w[0], words.w[1], z[4 * half], z[4 * half + 1]);
-      precise(words.w[2], words.w[3], z[4 * half + 2], z[4 * half + 3]);
-    }
-  } else {
-    Words words = noise::words(draw, row, pixel * draw.blocks + group);
-#pragma unroll
-    for (int j = 0; j < 4; j++) fast(words.w[j], z[2 * j], z[2 * j + 1]);
-  }
+  for (int j = 0; j < 4; j++) pair(all, j, z[2 * j], z[2 * j + 1]);
 }
 
 /// x += sigma z for channels `8 group .. 8 group + 8` of one pixel.
@@ -131,6 +147,20 @@ __device__ __forceinline__ void add(float (&x)[8], const Draw &draw, Row row, ui
   normals<PRECISE>(z, draw, row, pixel, group);
 #pragma unroll
   for (int j = 0; j < 8; j++) x[j] = fmaf(draw.sigma, z[j], x[j]);
+}
+
+/// x += sigma z, rounded to T, for eight 16-bit channels: a normal is added as soon as it is there, for want of registers.
+template <bool PRECISE, class T>
+__device__ __forceinline__ void add_rounded(gpu::Vec<T> &x, float sigma, const Bits<PRECISE> &bits) {
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    float z0, z1;
+    pair(bits, j, z0, z1);
+    T two[2];
+    gpu::pack2(two, fmaf(sigma, z0, gpu::to_f32(x.v[2 * j])), fmaf(sigma, z1, gpu::to_f32(x.v[2 * j + 1])));
+    x.v[2 * j] = two[0];
+    x.v[2 * j + 1] = two[1];
+  }
 }
 
 }  // namespace noise

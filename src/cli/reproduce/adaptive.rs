@@ -44,7 +44,8 @@ fn explain(book: &mut Book) {
         "Every step of these attacks follows the mean over {} draws of the noise (EOT), where there is noise. First the \
          paper's attack at fixed c; then C&W's search for the smallest distance, and APGD for random networks (on the \
          cross-entropy and the DLR loss) within L2 radii, both of which compare, and confirm their successes, over draws \
-         as well. {} images, each judged {} times by the mean probability of {} draws that no attack has seen.",
+         as well. The search stops at the boundary, where verdicts on a random network are a coin's throws, and so \
+         overstates what noise is worth; APGD goes on. {} images, each judged {} times by the mean probability of {} draws that no attack has seen.",
         settings.eot,
         settings.count,
         settings.verdicts,

@@ -315,7 +315,7 @@ fn introduce(book: &mut Book, args: &Args, images: usize) {
     );
     book.page.facts(&[
         ("networks", networks.clone()),
-        ("data", args.data.to_string()),
+        ("data", short(&args.data.to_string())),
         ("test images", images.to_string()),
         ("attacked images", settings.count.min(images).to_string()),
         (
@@ -333,6 +333,14 @@ fn introduce(book: &mut Book, args: &Args, images: usize) {
         ("version", json!(env!("CARGO_PKG_VERSION"))),
     ] {
         book.results.insert(key.to_string(), value);
+    }
+}
+
+/// A data set's kind and the last part of its path: the commands have all of it.
+fn short(spec: &str) -> String {
+    match (spec.split_once(':'), spec.rsplit_once('/')) {
+        (Some((kind, _)), Some((_, last))) => format!("{kind}: {last}"),
+        _ => spec.to_string(),
     }
 }
 

@@ -180,8 +180,8 @@ impl Scale {
         match self {
             Scale::Quick => AttackSettings {
                 count: 100,
-                steps: 40,
-                lr: 7.5e-3,
+                steps: 30,
+                lr: 1e-2,
                 constants: &[0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 1.0, 10.0],
             },
             Scale::Paper => AttackSettings {

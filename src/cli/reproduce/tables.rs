@@ -62,25 +62,31 @@ pub fn table2(book: &mut Book) -> Result<()> {
     );
     let mut table = Table::new(caption, header);
     let mut results = Vec::new();
+    // Of a hundred images no accuracy has decimals.
+    let digits = if plan.scale.attack().count > 100 {
+        2
+    } else {
+        0
+    };
     for defense in plan.defenses() {
         let name = defense.name();
-        let row = |source: &str, clean: String, cells: Vec<String>| {
-            [vec![name.to_string(), source.to_string(), clean], cells].concat()
+        // A defence is named in its first row.
+        let mut row = |source: &str, cell: &dyn Fn(f64) -> String| {
+            let named = if source == "paper" { name } else { "" };
+            let cells = [0.0].into_iter().chain(paper::TABLE2_C).map(cell);
+            let head = [named, source].map(str::to_string);
+            table.row(head.into_iter().chain(cells));
         };
-        if let Some(numbers) = paper::table2(defense) {
-            let cells = numbers.map(|v| format!("{v:.2}")).to_vec();
-            table.row(row("the paper", String::new(), cells));
-        }
+        let printed = paper::table2(defense).unwrap_or_default();
+        row("paper", &|c| {
+            let at = paper::TABLE2_C.iter().position(|of| *of == c);
+            at.map_or(String::new(), |at| format!("{:.2}", printed[at]))
+        });
         let theirs = paper::curve(Network::Vgg16, defense);
-        let cell = |c: f64| {
+        row("authors' file", &|c| {
             let found = theirs.iter().find(|p| p.c == c);
             found.map_or(String::new(), |p| format!("{:.2}", p.accuracy))
-        };
-        table.row(row(
-            "the authors' file",
-            cell(0.0),
-            paper::TABLE2_C.map(cell).to_vec(),
-        ));
+        });
         for (of, batch_norm, source) in [
             (
                 plan.as_published(defense),
@@ -90,14 +96,13 @@ pub fn table2(book: &mut Book) -> Result<()> {
             (defense, plan.protocol.batch_norm, "here, as one should"),
         ] {
             let points = measured(book, of, batch_norm)?;
-            let cell = |c: f64| {
+            row(source, &|c| {
                 let found = points.iter().find(|p| p.c == c);
                 found.map_or(String::new(), |p| {
                     let [low, high] = p.interval.map(|v| format!("{:.0}", 100.0 * v));
-                    format!("{:.2} ({low}-{high})", 100.0 * p.accuracy)
+                    format!("{:.digits$} ({low}-{high})", 100.0 * p.accuracy)
                 })
-            };
-            table.row(row(source, cell(0.0), paper::TABLE2_C.map(cell).to_vec()));
+            });
             results.push(json!({"defense": name, "protocol": source, "points": listed(&points)}));
         }
     }

@@ -90,6 +90,10 @@ inline void store_vec(T *p, const Vec<T> &v, EMU_HERE) {
   emu::vector_write(p, &v, site);
 }
 template <class T>
+inline void store_vec_whole(T *p, const Vec<T> &v, EMU_HERE) {
+  store_vec(p, v, site);
+}
+template <class T>
 inline Vec<T> load_vec_past_l1(const T *p, EMU_HERE) {
   return load_vec(p, site);
 }
