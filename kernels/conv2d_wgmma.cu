@@ -1,10 +1,11 @@
 // 2-D convolution of stride 1 by wgmma, for compute capability 9.0: bf16 and f16, sums in f32.
 //
 // A block is two warpgroups that multiply, and two of which a thread brings data by TMA and seven warps add noise; it
-// takes tile after tile. A tile is MT x 128 pixels by N output channels. Weights come packed (pack.cuh), patches clean, chunk
-// by chunk of 32 channels. Noise is added to a patch in shared memory once for all taps, while the products of the
-// chunks before run: drawing takes the arithmetic units, which those leave idle. The order of a sum depends on the
-// kernel's size and the channels alone (halo.cuh), so a row's result is the same bits in any batch and for any tile.
+// takes tile after tile. A tile is MT x 128 pixels by N output channels. Weights come packed (pack.cuh), patches clean,
+// chunk by chunk of 32 channels. Noise is added to a patch in shared memory once for all taps, while the products of the
+// chunks before run: drawing takes the arithmetic units, which those leave idle. The same warps add the next layer's
+// noise to the results. The order of a sum depends on the kernel's size and the channels alone (halo.cuh), so a row's
+// result is the same bits in any batch and for any tile.
 #include "halo_epilogue.cuh"
 
 /// y = epilogue(conv(x, w) + bias), or of the input gradient (p.flip: taps in reverse, weights packed transposed).
@@ -34,23 +35,23 @@ KERNEL(512, 1) conv2d_wgmma(T *y, const float *bias, const T *residual, uint8_t 
       gpu::mbar_init(&bar->patch_noisy[i], halo::DISTURBERS / 32);
       gpu::mbar_init(&bar->patch_empty[i], halo::CONSUMERS / 32);
     }
+    for (uint32_t i = 0; i < halo::CONSUMERS / 32 * 2; i++) {
+      gpu::mbar_init(&bar->result_full[i / 2][i % 2], 1);
+      gpu::mbar_init(&bar->result_empty[i / 2][i % 2], 2);
+    }
     gpu::mbar_fence_init();
   }
   __syncthreads();
   if (threadIdx.x < halo::CONSUMERS) {
     gpu::setmaxnreg_inc<208>();
     halo::consume<T, K, MT, N>({y, residual, mask, argmax, next_rows}, boxes, bias, partial, counts, stages, patches,
-                               patches + p.patches * p.patch_bytes, *bar, p, e, noise != 0, next);
+                               patches + p.patches * p.patch_bytes, *bar, p, e, noise != 0);
   } else {
     gpu::setmaxnreg_dec<48>();
-    if (threadIdx.x == halo::CONSUMERS) {
+    if (threadIdx.x == halo::CONSUMERS)
       halo::bring<K, N>(stages, patches, *bar, map, weights, p);
-    } else if (threadIdx.x >= halo::CONSUMERS + 32 && noise) {
-      if (noise == 1)
-        halo::disturb<T, N, false>(patches, *bar, p, rows, draw);
-      else
-        halo::disturb<T, N, true>(patches, *bar, p, rows, draw);
-    }
+    else if (threadIdx.x >= halo::CONSUMERS + 32 && (noise || e.noise))
+      halo::draw_noise<T, MT, N>(y, patches, *bar, p, e, noise, rows, draw, next_rows, next);
   }
 #endif
 }

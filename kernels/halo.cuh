@@ -61,6 +61,8 @@ struct Turn {
 struct Barriers {
   uint64_t stage_full[MAX_STAGES], stage_empty[MAX_STAGES];
   uint64_t patch_full[MAX_PATCHES], patch_noisy[MAX_PATCHES], patch_empty[MAX_PATCHES];
+  /// Of a warp's output on its way, where other warps add noise to it.
+  uint64_t result_full[CONSUMERS / 32][2], result_empty[CONSUMERS / 32][2];
 };
 
 /// A tile: its first image, row and column, its group and its first output channel in the group.
@@ -140,18 +142,18 @@ __device__ __forceinline__ void bring(unsigned char *stages, unsigned char *patc
   }
 }
 
-/// Seven warps add noise to every patch when it is there, ahead of the products, 16 bytes of a thread after the other.
+/// Seven warps add noise to a tile's patches when they are there, ahead of the products, 16 bytes of a thread after the
+/// other.
 template <class T, int N, bool PRECISE>
-__device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, const Halo &p, const Row *rows,
-                                        const Draw &draw) {
+__device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, Turn &turn, uint32_t tile,
+                                        const Halo &p, const Row *rows, const Draw &draw) {
+  const Place place = locate<N>(tile, p);
   const uint32_t thread = threadIdx.x - CONSUMERS - 32, eight = thread % 4;
-  Cursor patch;
-  patch.begin<N>(p);
-  while (patch.tile < p.tiles) {
-    const Place &place = patch.place;
-    const uint32_t channel = patch.chunk * CHUNK + eight * 8, group = (place.group * p.group_from + channel) / 8;
-    unsigned char *const to = patches + patch.turn.at * p.patch_bytes;
-    gpu::mbar_wait(&bar.patch_full[patch.turn.at], patch.turn.parity);
+#pragma unroll 1
+  for (uint32_t chunk = 0; chunk < p.chunks; chunk++) {
+    const uint32_t channel = chunk * CHUNK + eight * 8, group = (place.group * p.group_from + channel) / 8;
+    unsigned char *const patch = patches + turn.at * p.patch_bytes;
+    gpu::mbar_wait(&bar.patch_full[turn.at], turn.parity);
 #pragma unroll 1
     for (uint32_t i = 0; i < p.pieces; i++) {
       const uint32_t pixel = thread / 4 + i * (DISTURBERS / 4);
@@ -161,7 +163,7 @@ __device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, c
                      c = place.col - p.cols_before + at.remainder;
       if (at.quotient >= p.patch_rows || n >= p.from.n || r >= p.from.h || c >= p.from.w || channel >= p.group_from)
         continue;
-      T *const piece = reinterpret_cast<T *>(to + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
+      T *const piece = reinterpret_cast<T *>(patch + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
       const noise::Bits<PRECISE> bits = noise::bits<PRECISE>(draw, rows[n], r * p.from.w + c, group);
       gpu::Vec<T> x = gpu::load_vec(piece);
       noise::add_rounded<PRECISE>(x, draw.sigma, bits);
@@ -170,8 +172,8 @@ __device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, c
     // The next patch comes to this place by TMA.
     gpu::fence_proxy_async();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[patch.turn.at]);
-    patch.next<N>(1, p.patches, p);
+    if (threadIdx.x % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[turn.at]);
+    turn.next(p.patches);
   }
 }
 
@@ -209,9 +211,9 @@ struct Pixels {
   bool any;
   uint32_t row_first, row_last, col_first, col_last;
 
-  __device__ __forceinline__ void find(const Halo &p) {
-    const uint32_t thread = gpu::opaque(threadIdx.x);
-    const uint32_t used = p.images * p.cols * (p.rows / MT), m = thread / 32 * 16 + thread % 16;
+  __device__ __forceinline__ void find(const Halo &p) { find(p, gpu::opaque(threadIdx.x)); }
+  __device__ __forceinline__ void find(const Halo &p, uint32_t thread) {
+    const uint32_t used = gpu::opaque(p.images) * p.cols * (p.rows / MT), m = thread / 32 * 16 + thread % 16;
     const Division line = divide_rest(m, p.by_images), at = divide_rest(line.quotient, p.by_cols);
     const bool inside = m < used;
     image = inside ? line.remainder : 0;

@@ -2,7 +2,7 @@
 // accumulators of wgmma. Lane l holds channels l % 4 x 2 and the next of every eight, of rows l / 4 and l / 4 + 8 of its
 // warp's sixteen; a thread's MT tiles are rows of pixels one below the other. Bias, statistics, residual, activation,
 // pool and mask are done there; then it goes through shared memory: in boxes that TMA stores, or row by row in
-// stores of 16 bytes, where noise is drawn on the way.
+// stores of 16 bytes. Where noise is drawn on the way, it is left there for the warps that have nothing else to do.
 #pragma once
 #include "epilogue.cuh"
 #include "halo.cuh"
@@ -91,14 +91,26 @@ __device__ __forceinline__ uint32_t pool(float (&top)[SIZE], const float (&below
   return taken;
 }
 
+/// How many a warp has of a tile, in the order in which they are written.
+template <int MT, int N>
+__device__ __forceinline__ uint32_t fragments(const Epilogue &e) {
+  return N / 64 * (MT >> gpu::opaque((uint32_t)(e.pool != 0)));
+}
+
+/// Eight channels of a row of a fragment in a warp's staging.
+template <class T>
+__device__ __forceinline__ gpu::Vec<T> staged(const unsigned char *half, uint32_t r) {
+  return gpu::load_vec(reinterpret_cast<const T *>(half + r * 128 + ((threadIdx.x % 8 ^ (r & 7)) << 4)));
+}
+
 /// Everything behind the sums of a tile. `staging` is this warp's alone; `boxes` is the result as (channels, images,
-/// columns, rows) in boxes of a fragment's pixels. Noise is added to so many rows AT_ONCE, of four: one's arithmetic
-/// waits beside the others'.
-template <class T, int MT, int N, int AT_ONCE>
+/// columns, rows) in boxes of a fragment's pixels. Where noise is added, fragments are left to other warps
+/// (disturb_results), and this one has left `written` before.
+template <class T, int MT, int N>
 __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::Results<T> &to, const CUtensorMap &boxes,
                                        const float *bias, float *partial, uint32_t *counts, unsigned char *staging,
-                                       uint32_t tile, const Place &place, const Halo &p, const Epilogue &e,
-                                       const Draw &next) {
+                                       Barriers &bar, uint32_t &written, uint32_t tile, const Place &place,
+                                       const Halo &p, const Epilogue &e) {
   const bool clips = e.low > -INFINITY || e.cap < INFINITY;
   const uint32_t lane = threadIdx.x % 32, first = place.group * p.group_to + place.column;
   const uint32_t columns = p.group_to - place.column; // that there are
@@ -129,7 +141,8 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
       const uint32_t down = gpu::opaque(e.pool ? mt / 2 : mt), lane = gpu::opaque(threadIdx.x) % 32;
       // In registers.
       if (to.residual || to.mask || e.pool || clips) {
-        const Target half[2] = {mine.of(lane / 4), mine.of(lane / 4 + 8)};
+        Target half[2] = {};
+        if (to.residual || to.mask || to.argmax) half[0] = mine.of(lane / 4), half[1] = mine.of(lane / 4 + 8);
         if (to.residual) {
 #pragma unroll
           for (int h = 0; h < 2; h++) {
@@ -192,8 +205,11 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
         }
       }
       // The half of the staging that was written before the last time.
-      unsigned char *const half = staging + (n / 64 * MT + mt) % 2 * STAGING;
-      if (p.boxes) {
+      const uint32_t which = e.noise ? written % 2 : (n / 64 * MT + mt) % 2, warp = threadIdx.x / 32;
+      unsigned char *const half = staging + which * STAGING;
+      if (e.noise) {
+        gpu::mbar_wait(&bar.result_empty[warp][which], (written / 2 & 1) ^ 1);
+      } else if (p.boxes) {
         if (lane == 0) gpu::bulk_wait_read<1>();
         __syncwarp();
       }
@@ -223,49 +239,86 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
         continue;
       }
       __syncwarp();
-      const auto row = [&](uint32_t i) { return i * 4 + lane / 8; };
-      const auto staged = [&](uint32_t r) {
-        return gpu::load_vec(reinterpret_cast<const T *>(half + r * 128 + ((lane % 8 ^ (r & 7)) << 4)));
-      };
-      const uint32_t c = n + lane % 8 * 8;
-      if (!e.noise) {
+      if (e.noise) {
+        if (lane == 0) gpu::mbar_arrive(&bar.result_full[warp][which]);
+        written++;
+        continue;
+      }
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-          const Target there = mine.of(row(i));
-          if (there.row + down < height && c < columns)
-            gpu::store_vec_whole(to.y + (uint64_t)(there.pixel + down * width) * p.to.c + first + c, staged(row(i)));
-        }
-      } else {
-        const auto disturb = [&](auto precise) {
-          constexpr bool PRECISE = decltype(precise)::value;
-#pragma unroll 1
-          for (uint32_t i = 0; i < 4; i += AT_ONCE) {
-            noise::Bits<PRECISE> bits[AT_ONCE];
-            uint32_t pixel[AT_ONCE];
-            bool exists[AT_ONCE];
-#pragma unroll
-            for (int r = 0; r < AT_ONCE; r++) {
-              const Target there = mine.of(row(i + r));
-              exists[r] = there.row + down < height && c < columns;
-              pixel[r] = exists[r] ? there.pixel + down * width : 0;
-              const Division image = divide_rest(pixel[r], e.image);
-              bits[r] = noise::bits<PRECISE>(next, to.rows[image.quotient], image.remainder, (first + c) / 8);
-            }
-#pragma unroll
-            for (int r = 0; r < AT_ONCE; r++) {
-              gpu::Vec<T> x = staged(row(i + r));
-              noise::add_rounded<PRECISE>(x, next.sigma, bits[r]);
-              if (exists[r]) gpu::store_vec_whole(to.y + (uint64_t)pixel[r] * p.to.c + first + c, x);
-            }
-          }
-        };
-        if (e.noise == 1)
-          disturb(std::false_type());
-        else
-          disturb(std::true_type());
+      for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t r = i * 4 + lane / 8, c = n + lane % 8 * 8;
+        const Target there = mine.of(r);
+        if (there.row + down < height && c < columns)
+          gpu::store_vec_whole(to.y + (uint64_t)(there.pixel + down * width) * p.to.c + first + c, staged<T>(half, r));
       }
       __syncwarp();
     }
+  }
+}
+
+/// The tile that a block takes as its number `turn`.
+__device__ __forceinline__ uint32_t tile_of(uint32_t turn) { return blockIdx.x + gpu::opaque(turn) * gridDim.x; }
+
+/// Seven warps add noise to the fragments of a tile that the others have left in their staging, and store them. A warp's
+/// staging takes two fragments, in turn, of which one warp here has the upper eight rows and one the lower: of these
+/// thirty-two shares each has four or five for itself, so that it sees every turn of its place (a parity tells a turn from
+/// the next, but not from the one after that). It takes them in the order of the fragments, the eight warps' first, their
+/// second, and so on. Nobody waits in a circle: all fragments before the least one that is still waited for are done, so
+/// that its warp has a place for it.
+template <class T, int MT, int N, bool PRECISE>
+__device__ __forceinline__ void disturb_results(T *y, unsigned char *patches, Barriers &bar, uint32_t turn, const Halo &p,
+                                                const Epilogue &e, const Row *rows, const Draw &draw) {
+  constexpr uint32_t WARPS = CONSUMERS / 32, DRAWING = DISTURBERS / 32;
+#pragma unroll 1
+  for (uint32_t share = turn * fragments<MT, N>(e) * WARPS * 2;; share++) {
+    // Computed anew each time, for want of registers.
+    const uint32_t index = share / 2, in_tile = index / WARPS - gpu::opaque(turn) * fragments<MT, N>(e);
+    if (in_tile >= fragments<MT, N>(e)) break;
+    if (share % (4 * WARPS) % DRAWING != gpu::opaque(threadIdx.x) / 32 - WARPS - 1) continue;
+    const uint32_t lane = gpu::opaque(threadIdx.x) % 32, pool = gpu::opaque((uint32_t)(e.pool != 0));
+    const uint32_t bands = MT >> pool, down = in_tile % bands;
+    const Place place = locate<N>(tile_of(turn), p);
+    const uint32_t warp = index % WARPS, which = index / WARPS % 2;
+    const uint32_t c = place.column + in_tile / bands * 64 + lane % 8 * 8;
+    Pixels<MT> pixels;
+    pixels.find(p, warp * 32 + lane);
+    const Target there = target(pixels, place, p, pool);
+    const unsigned char *const half = patches + gpu::opaque(p.patches) * p.patch_bytes + (warp * 2 + which) * STAGING;
+    gpu::mbar_wait(&bar.result_full[warp][which], index / WARPS / 2 & 1);
+#pragma unroll 1
+    for (uint32_t i = 0; i < 8; i += 4) {
+      const uint32_t r = share % 2 * 8 + i + lane / 8;
+      const Target own = there.of(r);
+      if (own.row + down >= p.to.h >> pool || c >= p.group_to) continue;
+      const uint32_t pixel = own.pixel + down * (p.to.w >> pool), channel = place.group * p.group_to + c;
+      const Division image = divide_rest(pixel, e.image);
+      const noise::Bits<PRECISE> bits = noise::bits<PRECISE>(draw, rows[image.quotient], image.remainder, channel / 8);
+      gpu::Vec<T> x = staged<T>(half, r);
+      noise::add_rounded<PRECISE>(x, draw.sigma, bits);
+      gpu::store_vec_whole(y + (uint64_t)pixel * p.to.c + channel, x);
+    }
+    __syncwarp();
+    if (lane == 0) gpu::mbar_arrive(&bar.result_empty[warp][which]);
+  }
+}
+
+/// All noise of a block. With noise on either side the next tile's patches wait for this tile's results: networks have
+/// it on one.
+template <class T, int MT, int N>
+__device__ __forceinline__ void draw_noise(T *y, unsigned char *patches, Barriers &bar, const Halo &p,
+                                           const Epilogue &e, uint32_t noise, const Row *rows,
+                                           const Draw &draw, const Row *next_rows, const Draw &next) {
+  Turn patch;
+#pragma unroll 1
+  for (uint32_t turn = 0; tile_of(turn) < p.tiles; turn++) {
+    if (noise == 1)
+      disturb<T, N, false>(patches, bar, patch, tile_of(turn), p, rows, draw);
+    else if (noise)
+      disturb<T, N, true>(patches, bar, patch, tile_of(turn), p, rows, draw);
+    if (e.noise == 1)
+      disturb_results<T, MT, N, false>(y, patches, bar, turn, p, e, next_rows, next);
+    else if (e.noise)
+      disturb_results<T, MT, N, true>(y, patches, bar, turn, p, e, next_rows, next);
   }
 }
 
@@ -276,7 +329,7 @@ template <class T, int K, int MT, int N>
 __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CUtensorMap &boxes, const float *bias,
                                         float *partial, uint32_t *counts, unsigned char *stages, unsigned char *patches,
                                         unsigned char *staging, Barriers &bar, const Halo &p, const Epilogue &e,
-                                        bool noise, const Draw &next) {
+                                        bool noise) {
   constexpr int FR = MT + K - 1;
   constexpr uint32_t STAGE = K * N * SLAB_ROW, SLAB = N * SLAB_ROW >> 4;
   const bool first_lane = threadIdx.x % 32 == 0;
@@ -296,6 +349,7 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CU
   float acc[MT][N / 2];
   uint32_t a0[FR][4], a1[FR][4];
   Turn stage, patch;
+  uint32_t written = 0;
 
   // One warpgroup begins LEAD steps before the other and stays ahead: one's products then run beside the other's epilogue.
   constexpr int LEAD = K == 1 ? 1 : 2;
@@ -346,9 +400,8 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CU
     }
     gpu::wgmma_wait<0>();
     if (first_lane) gpu::mbar_arrive(barrier(empty_at, last));
-    // A 1x1 kernel leaves registers for two, and its products are over sooner.
-    finish<T, MT, N, K == 1 ? 2 : 1>(acc, to, boxes, bias, partial, counts, staging + threadIdx.x / 32 * (2 * STAGING), tile, place, p,
-                     e, next);
+    finish<T, MT, N>(acc, to, boxes, bias, partial, counts, staging + threadIdx.x / 32 * (2 * STAGING), bar, written,
+                     tile, place, p, e);
   }
   // The staging is read until then.
   if (p.boxes && first_lane) gpu::bulk_wait_read<0>();

@@ -331,9 +331,19 @@ __device__ __forceinline__ void copy_tile(const Shared &s, uint32_t stage, const
 template <class T, int NOISE>
 __device__ __forceinline__ void add_noise(unsigned char *piece, const Draw &draw, Row row, uint32_t pixel, uint32_t c) {
   T *const at = reinterpret_cast<T *>(piece);
-  const noise::Bits<NOISE == 2> bits = noise::bits<NOISE == 2>(draw, row, pixel, c / 8);
   gpu::Vec<T> v = gpu::load_vec(at);
-  noise::add_rounded<NOISE == 2>(v, draw.sigma, bits);
+  float z[8];
+  if constexpr (NOISE == 2)
+    noise::normals<true>(z, draw, row, pixel, c / 8);
+  else
+    noise::normals<false>(z, draw, row, pixel, c / 8);
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    T pair[2];
+    gpu::pack2(pair, fmaf(draw.sigma, z[j], gpu::to_f32(v.v[j])), fmaf(draw.sigma, z[j + 1], gpu::to_f32(v.v[j + 1])));
+    v.v[j] = pair[0];
+    v.v[j + 1] = pair[1];
+  }
   gpu::store_vec(at, v);
 }
 

@@ -182,6 +182,56 @@ fn bits(t: &Tensor) -> Vec<u32> {
     t.data::<f32>().iter().map(|v| v.to_bits()).collect()
 }
 
+/// In front of a convolution and behind it, over several tiles of a block: the bits of passes of their own.
+#[test]
+fn noise_on_either_side_is_noise_on_its_own() {
+    let shapes = [
+        [24, 8, 8, 64, 136, 3, 1, 1, 1],
+        [5, 16, 10, 40, 72, 1, 1, 0, 1],
+    ];
+    let behinds = [
+        (Normals::Fast, Normals::Precise, None),
+        (
+            Normals::Precise,
+            Normals::Fast,
+            Some(Pool2d { k: 2, stride: 2 }),
+        ),
+    ];
+    for (at, case) in shapes.map(Case::new).into_iter().enumerate() {
+        for (i, (before, behind, pool)) in behinds.into_iter().enumerate() {
+            let dtype = [DType::BF16, DType::F16][(at + i) % 2];
+            let inputs = inputs(&case, dtype);
+            for blocking in BLOCKINGS {
+                let open = || open_blocked(blocking);
+                run_with(open, |gpu| {
+                    let x = inputs.x.to_gpu(gpu)?.to_dtype(dtype)?;
+                    let (w, b) = (inputs.w.to_gpu(gpu)?, inputs.b.to_gpu(gpu)?);
+                    let (noise, next) = (draw(case.x.n, before), draw(case.x.n, behind));
+                    let quiet = Epilogue {
+                        activation: Activation::Relu,
+                        pool,
+                        ..Epilogue::default()
+                    };
+                    let noisy = Epilogue {
+                        noise: Some(&next),
+                        ..quiet
+                    };
+                    let input = conv2d::Input::noisy(&x, Some(&noise));
+                    let (y, _) = fused_conv2d::forward(input, &w, Some(&b), case.conv, &noisy)?;
+                    let x = noise::forward(&x, &noise)?;
+                    let (clean, _) = fused_conv2d::forward(&x, &w, Some(&b), case.conv, &quiet)?;
+                    let apart = noise::forward(&clean, &next)?;
+                    assert!(
+                        y.device_bytes()? == apart.device_bytes()?,
+                        "{case:?} {dtype} {pool:?} {blocking:?}"
+                    );
+                    Ok(vec![y])
+                });
+            }
+        }
+    }
+}
+
 #[test]
 fn noise_is_added_as_if_the_noisy_image_were_stored() {
     for (at, (case, dtype)) in cases().enumerate() {

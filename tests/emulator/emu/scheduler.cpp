@@ -69,7 +69,7 @@ static Thread *next() {
     if (thread.state != State::Waiting) continue;
     if (!first) first = &thread;
     // The first that waits, and one of each other warp: enough to see who is missing.
-    if (shown == 4 || (shown > 0 && thread.lane != 0)) continue;
+    if (shown == 16 || (shown > 0 && thread.lane != 0)) continue;
     char name[100];
     dim3 t = thread.index;
     snprintf(name, sizeof name, " thread (%u,%u,%u) waits in ", t.x, t.y, t.z);
