@@ -274,7 +274,7 @@ fn same_configuration(args: &Args) -> Result<()> {
         "data": args.data.to_string(),
         "seed": args.seed,
         "stl": args.stl.as_ref().map(Spec::to_string),
-        "batch_norm": format!("{:?}", args.batch_norm).to_lowercase(),
+        "batch_norm": text_of(args.batch_norm),
         "noise_placement": args.noise_placement.name(),
         "single_draw": args.single_draw,
         "dtype": args.place.dtype.to_string(),
@@ -323,6 +323,8 @@ fn introduce(book: &mut Book, args: &Args, images: usize) {
             format!("{steps} Adam steps of {lr}, {constants} constants"),
         ),
         ("draws of an RSE verdict", book.plan().draws().to_string()),
+        ("batch norm under attack", text_of(args.batch_norm)),
+        ("RSE's init noise", args.noise_placement.name().to_string()),
         ("seed", args.seed.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_string()),
     ]);
@@ -334,6 +336,10 @@ fn introduce(book: &mut Book, args: &Args, images: usize) {
     ] {
         book.results.insert(key.to_string(), value);
     }
+}
+
+fn text_of(batch_norm: BatchNorm) -> String {
+    format!("{batch_norm:?}").to_lowercase()
 }
 
 /// A data set's kind and the last part of its path: the commands have all of it.

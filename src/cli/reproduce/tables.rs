@@ -112,7 +112,7 @@ pub fn table2(book: &mut Book) -> Result<()> {
          batch depend on each other and the running statistics move while the attack runs; RSE's noise of 0.4 before the \
          second convolution, where their VGG16 puts it, and 0.1 elsewhere; distillation without the square of the \
          temperature in its loss. As one should: running statistics, noise of 0.2 on the image and 0.1 inside. c = 0 is \
-         the control: the attack changes nothing.",
+         the control: the attack changes next to nothing.",
     );
     if plan.protocol.batch_norm == BatchNorm::Train {
         book.page
