@@ -86,26 +86,23 @@ fn value<'a>(command: &'a str, flag: &str) -> Option<&'a str> {
     words.next()
 }
 
+fn reproduced(names: &[&str], out: &str) -> serde_json::Value {
+    let data = ["--data", "synthetic:20", "--json", "--out", out];
+    json(&[&["reproduce"], names, &data].concat())
+}
+
+/// What was run.
+fn commands(found: &serde_json::Value) -> Vec<&str> {
+    let all = found["commands"].as_array().unwrap().iter();
+    all.map(|c| c["command"].as_str().unwrap()).collect()
+}
+
 #[test]
 fn the_protocols_are_what_they_say() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("paper").display().to_string();
-    let found = json(&[
-        "reproduce",
-        "table2",
-        "certified",
-        "--data",
-        "synthetic:20",
-        "--json",
-        "--out",
-        &out,
-    ]);
-    let commands: Vec<&str> = found["commands"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| c["command"].as_str().unwrap())
-        .collect();
+    let found = reproduced(&["table2", "certified"], &out);
+    let commands = commands(&found);
     // Five attacks in each protocol.
     let attacks: Vec<&&str> = commands
         .iter()
@@ -179,21 +176,8 @@ fn the_protocols_are_what_they_say() {
 fn adaptive_attacks_average_where_there_is_noise() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("paper").display().to_string();
-    let found = json(&[
-        "reproduce",
-        "fig2-adaptive",
-        "--data",
-        "synthetic:20",
-        "--json",
-        "--out",
-        &out,
-    ]);
-    let commands: Vec<&str> = found["commands"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| c["command"].as_str().unwrap())
-        .collect();
+    let found = reproduced(&["fig2-adaptive"], &out);
+    let commands = commands(&found);
     let attacks: Vec<&&str> = commands.iter().filter(|c| c.contains(" attack ")).collect();
     // Four cases under C&W at fixed c, C&W's search and APGD at three radii; two cases have noise at test.
     assert_eq!(attacks.len(), 4 * 5);

@@ -388,6 +388,13 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     Ok(())
 }
 
+/// Reads a JSON file; the error names it.
+pub fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let cannot = || format!("cannot read {}", path.display());
+    let text = std::fs::read(path).with_context(cannot)?;
+    serde_json::from_slice(&text).with_context(cannot)
+}
+
 /// `12.34` for 0.1234.
 pub fn percent(share: f64) -> String {
     format!("{:.2}", 100.0 * share)

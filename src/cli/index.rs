@@ -8,7 +8,7 @@ use noiseforge::report::{Report as Page, Table};
 use noiseforge::verdict::Report;
 use serde_json::{Value, json};
 
-use super::common::{percent, say};
+use super::common::{percent, read_json, say};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -67,8 +67,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let mut unreadable = Vec::new();
     let mut page = Page::new("Runs");
     page.subtitle(args.folder.display().to_string());
-    for (heading, kinds, table) in sections() {
-        let mut table = table;
+    for (heading, kinds, mut table) in sections() {
         for run in runs.iter().filter(|run| kinds.contains(&run.kind)) {
             match row(run) {
                 Ok((file, cells)) => {
@@ -191,12 +190,6 @@ fn sections() -> [(&'static str, &'static [Kind], Table); 4] {
     ]
 }
 
-fn read(file: &Path) -> Result<Value> {
-    let cannot = || format!("cannot read {}", file.display());
-    let text = std::fs::read(file).with_context(cannot)?;
-    serde_json::from_slice(&text).with_context(cannot)
-}
-
 /// The file a run's row leads to and its cells but the last.
 fn row(run: &Run) -> Result<(&'static str, Vec<String>)> {
     let folder = match run.path.as_str() {
@@ -214,7 +207,7 @@ fn row(run: &Run) -> Result<(&'static str, Vec<String>)> {
             ("report.html", vec![title(&run.file)?, folder])
         }
         Kind::Network => {
-            let found = read(&run.file)?;
+            let found = read_json(&run.file)?;
             let cells = [
                 folder,
                 text(&found["network"]["model"]),
@@ -251,7 +244,7 @@ fn row(run: &Run) -> Result<(&'static str, Vec<String>)> {
             ("", cells.to_vec())
         }
         Kind::Certification => {
-            let found = read(&run.file)?;
+            let found = read_json(&run.file)?;
             let radius = found["average_radius"].as_f64();
             let cells = [
                 folder,

@@ -10,6 +10,7 @@ use super::Book;
 use super::experiments::{Plan, reports};
 use super::figures::{Case, Curves, accuracy};
 use super::settings::{Defense, SMOOTHING};
+use crate::cli::common::read_json;
 use crate::cli::report::steps;
 
 pub fn fig2(book: &mut Book) -> Result<()> {
@@ -173,8 +174,7 @@ struct Certificates {
 
 fn certificates(file: &std::path::Path) -> Result<Certificates> {
     let cannot = || format!("cannot read {}", file.display());
-    let text = std::fs::read(file).with_context(cannot)?;
-    let report: Value = serde_json::from_slice(&text).with_context(cannot)?;
+    let report = read_json(file)?;
     let class = |value: &Value| value.as_u64().and_then(|class| u32::try_from(class).ok());
     let verdict = |image: &Value| {
         Some(Verdict {

@@ -99,11 +99,16 @@ impl Curves {
     /// With the curve of an attack.
     pub fn attacked(mut self, book: &mut Book, name: &str, attack: &Rc<Part>) -> Result<Self> {
         let points = points(&mut book.workshop, attack)?;
-        self.against_c = self.against_c.series(by_c(name, &points));
-        self.against_distance = self.against_distance.series(by_distance(name, &points));
-        self.results
-            .push(json!({"name": name, "points": listed(&points)}));
+        self.add(name, &points);
         Ok(self)
+    }
+
+    fn add(&mut self, name: &str, points: &[Point]) {
+        let (c, distance) = (&mut self.against_c, &mut self.against_distance);
+        c.series.push(by_c(name, points));
+        distance.series.push(by_distance(name, points));
+        self.results
+            .push(json!({"name": name, "points": listed(points)}));
     }
 
     /// Adds both figures to the page and the folder. Returns the points.
@@ -268,8 +273,8 @@ fn fig6_of(book: &mut Book, plan: &Plan) -> Result<Value> {
     for case in Case::of(plan.defenses()) {
         let (batch_norm, draws) = (plan.protocol.batch_norm, plan.draws());
         let attack = plan.attack(case.defense, case.noise, batch_norm, draws);
-        curves = curves.attacked(book, &case.name, &attack)?;
         let points = points(&mut book.workshop, &attack)?;
+        curves.add(&case.name, &points);
         let points = points.iter().filter(|p| p.c > 0.0).map(|p| (p.c, p.rms));
         moved = moved.series(Series::new(&case.name, points.collect::<Vec<_>>()));
     }

@@ -281,9 +281,7 @@ fn same_configuration(args: &Args) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"),
     });
     if file.exists() {
-        let cannot = || format!("cannot read {}", file.display());
-        let text = std::fs::read(&file).with_context(cannot)?;
-        let there: Value = serde_json::from_slice(&text).with_context(cannot)?;
+        let there = common::read_json(&file)?;
         for (key, value) in asked.as_object().expect("an object") {
             if there.get(key) != Some(value) {
                 let found = there.get(key).unwrap_or(&Value::Null);

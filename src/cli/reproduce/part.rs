@@ -173,14 +173,8 @@ impl Workshop {
     /// What a part's command said, made where it is not there.
     pub fn said(&mut self, part: &Rc<Part>) -> Result<Value> {
         let file = self.make(part)?.join(DONE);
-        Ok(read(&file)?["said"].take())
+        Ok(common::read_json(&file)?["said"].take())
     }
-}
-
-fn read(file: &Path) -> Result<Value> {
-    let cannot = || format!("cannot read {}", file.display());
-    let text = std::fs::read(file).with_context(cannot)?;
-    serde_json::from_slice(&text).with_context(cannot)
 }
 
 /// The seconds a finished part took; none where it is not finished.
@@ -188,6 +182,6 @@ fn finished(done: &Path) -> Result<Option<f64>> {
     if !done.exists() {
         return Ok(None);
     }
-    let seconds = read(done)?["seconds"].as_f64();
+    let seconds = common::read_json(done)?["seconds"].as_f64();
     Ok(Some(seconds.unwrap_or(0.0)))
 }
