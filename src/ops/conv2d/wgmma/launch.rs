@@ -1,0 +1,132 @@
+//! A plan's launch: its tensor maps, and the plan as the kernel takes it.
+
+use super::{CHUNK, DISTURBERS, LINE, Plan, Problem, SLAB_ROW, dims, tensor_map};
+use crate::error::Result;
+use crate::gpu::kernels::conv2d_wgmma as kernels;
+use crate::gpu::kernels::{Epilogue, Halo};
+use crate::gpu::{Gpu, Ptr, TensorMap};
+use crate::ops::conv2d::mma::Operands;
+use crate::ops::noise::gpu::Fused;
+use crate::ops::spans::divisor;
+use crate::tensor::DType;
+
+impl Plan {
+    /// See [`crate::ops::conv2d::mma::Plan::launch`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn launch(
+        &self,
+        gpu: &Gpu,
+        dtype: DType,
+        packed: Ptr,
+        o: &Operands,
+        epilogue: Epilogue,
+        noise: &Fused,
+        next: &Fused,
+    ) -> Result<()> {
+        let mut halo = self.halo();
+        let patch = [CHUNK, self.images, self.patch_cols, self.patch_rows];
+        let map = tensor_map(gpu, o.x, self.problem.from, patch)?;
+        let weights = self.weights_map(gpu, packed)?;
+        let whole = epilogue.pool == 0 && epilogue.noise == 0;
+        let boxes = match self.fragment_box().filter(|_| whole) {
+            Some(size) => {
+                halo.boxes = 1;
+                tensor_map(gpu, o.y, self.problem.to, size)?
+            }
+            // Not read.
+            None => map,
+        };
+        let blocks = (halo.tiles as usize).min(gpu.properties().multiprocessors);
+        kernels::conv2d_wgmma(
+            gpu,
+            dtype,
+            self.problem.k as u32,
+            self.instance.mt as u32,
+            self.instance.n as u32,
+            [blocks as u32, 1, 1],
+            self.shared() as u32,
+            o.y,
+            o.bias,
+            o.residual,
+            o.mask,
+            o.argmax,
+            o.partial,
+            o.counts,
+            map,
+            weights,
+            boxes,
+            halo,
+            epilogue,
+            noise.rows,
+            noise.mode,
+            noise.draw,
+            next.rows,
+            next.draw,
+        )
+    }
+
+    /// The box that a fragment's 16 pixels, by 64 channels, are in the result; `None` where they are not one, or would
+    /// reach into the next group.
+    fn fragment_box(&self) -> Option<[usize; 4]> {
+        const PIXELS: usize = 16;
+        let (images, cols) = (self.images.min(PIXELS), PIXELS / self.images.min(PIXELS));
+        let is_box = self.images.is_multiple_of(images)
+            && images * cols == PIXELS
+            && self.cols.is_multiple_of(cols);
+        let channels = self.problem.columns();
+        let inside = channels.is_multiple_of(64) || self.problem.groups == 1 && channels > 64;
+        (is_box && inside).then_some([64, images, cols, 1])
+    }
+
+    /// Packed weights as (512 bytes, the rest of a slab, kernel columns, kernel rows of all chunks), in boxes of a stage.
+    fn weights_map(&self, gpu: &Gpu, packed: Ptr) -> Result<TensorMap> {
+        let Problem { k, groups, .. } = self.problem;
+        let slab = self.problem.slab_rows() * SLAB_ROW / 2;
+        let lines = groups * self.problem.chunks() * k;
+        let (sizes, strides) = ([LINE, slab / LINE, k, lines], [LINE, slab, k * slab]);
+        let rows = self.instance.n * SLAB_ROW / 2 / LINE;
+        TensorMap::new(
+            gpu,
+            packed,
+            sizes,
+            strides,
+            [LINE as u32, rows as u32, 1, k as u32],
+        )
+    }
+
+    /// As the kernel takes it.
+    fn halo(&self) -> Halo {
+        let problem = self.problem;
+        let [images, down, across, blocks] = self.tiles();
+        let pieces = (self.patch_pixels() * 4).div_ceil(DISTURBERS);
+        Halo {
+            from: dims(problem.from),
+            to: dims(problem.to),
+            pad: problem.pad as u32,
+            flip: problem.backward.into(),
+            group_from: (problem.from.c / problem.groups) as u32,
+            group_to: problem.columns() as u32,
+            chunks: problem.chunks() as u32,
+            images: self.images as u32,
+            rows: self.rows() as u32,
+            cols: self.cols as u32,
+            patch_rows: self.patch_rows as u32,
+            patch_cols: self.patch_cols as u32,
+            rows_before: self.rows_before as u32,
+            cols_before: self.cols_before as u32,
+            by_images: divisor(self.images),
+            by_cols: divisor(self.cols),
+            by_patch_cols: divisor(self.patch_cols),
+            tiles: (images * down * across * blocks) as u32,
+            by_down: divisor(down),
+            by_across: divisor(across),
+            by_blocks: divisor(blocks),
+            by_group_blocks: divisor(self.group_blocks()),
+            patch_bytes: self.patch_bytes() as u32,
+            patches: self.patches as u32,
+            stages: self.stages as u32,
+            pieces: pieces as u32,
+            boxes: 0,
+        }
+    }
+}
