@@ -3,17 +3,16 @@
 
 /// Partial sums of dw[o, u, v, c] = sum over n, i, j of dy[n, i, j, o] x[n, i - pad + u, j - pad + v, c] and of
 /// db[o] = sum of dy, each over the tiles of a split: dw is `[splits][w]`, db `[splits][c_out]`. Of one split they are
-/// added to what is there. A block has N output channels by 64 (K = 1: 128) input channels under all taps. `x_map` and
+/// added to what is there. A block has 64 (K = 1: 128) output channels by N input channels under all taps. `x_map` and
 /// `y_map` are x and dy as (channels, images, columns, rows) in boxes of a patch and of a tile. Grid: one block a split
-/// and piece of dw. Dynamic shared memory: stages, then what leaves. GROUPS warpgroups multiply, the warp behind them brings data; for
-/// K = 3 it is one of a warpgroup that leaves its registers to the others.
-// instances: T = bf16 f16; K = 3; N = 64; GROUPS = 3; THREADS = 512
+/// and piece of dw. Dynamic shared memory: stages, then what leaves. GROUPS warpgroups multiply, the warp behind them
+/// brings data; for K = 3 it is one of a warpgroup that leaves its registers to the others.
+// instances: T = bf16 f16; K = 3; N = 32 64; GROUPS = 3; THREADS = 512
 // instances: T = bf16 f16; K = 1; N = 128 256; GROUPS = 2; THREADS = 288
 template <class T, int K, int N, int GROUPS, int THREADS>
 KERNEL(THREADS, 1)
 conv2d_wgmma_weight_grad(float *dw, float *db, const CUtensorMap &x_map, const CUtensorMap &y_map, WeightPatches p) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  constexpr int PATCHES = K == 1 ? GROUPS : 1;
   GPU_DYN_SHARED(stages);
   GPU_SHARED(weight_wgmma::Shared, s, [1]);
   if (threadIdx.x == 0) {
@@ -23,10 +22,6 @@ conv2d_wgmma_weight_grad(float *dw, float *db, const CUtensorMap &x_map, const C
     }
     gpu::mbar_fence_init();
   }
-  for (uint32_t i = threadIdx.x; i < p.pixels; i += THREADS) {
-    const Division line = divide_rest(i, p.by_images), at = divide_rest(line.quotient, p.by_cols);
-    s->starts[i] = (at.quotient * p.patch_cols + at.remainder) * p.images + line.remainder;
-  }
   __syncthreads();
   const weight_wgmma::Part part = weight_wgmma::locate(p);
   if (threadIdx.x < GROUPS * 128) {
@@ -34,7 +29,7 @@ conv2d_wgmma_weight_grad(float *dw, float *db, const CUtensorMap &x_map, const C
     weight_wgmma::consume<T, K, N, GROUPS>(dw, stages, *s, part, p);
   } else {
     if constexpr (K == 3) gpu::setmaxnreg_dec<56>();
-    if (threadIdx.x < GROUPS * 128 + 32) weight_wgmma::produce<T, PATCHES, N, GROUPS>(db, stages, *s, x_map, y_map, part, p);
+    if (threadIdx.x < GROUPS * 128 + 32) weight_wgmma::produce<T, K, N, GROUPS>(db, stages, *s, x_map, y_map, part, p);
   }
 #endif
 }

@@ -17,15 +17,18 @@ mod tests;
 /// The family's name.
 pub(super) const KERNEL: &str = "conv2d_wgmma_weight_grad";
 
-/// Channels side by side in shared memory, and their bytes.
+/// Output channels that a warpgroup multiplies, and their bytes side by side in shared memory; at most so many input
+/// channels lie there side by side.
 const CHANNELS: usize = 64;
 const ROW: usize = 128;
 /// Of a block, less its tables.
 const SHARED: usize = 224 * 1024;
 const MAX_STAGES: usize = 6;
-/// Pixels of a tile: at most, and what divides them.
+/// Pixels of a tile, at most, and what divides those that lie one after the other; images that a tap of a 3x3 kernel
+/// shifts as whole rows of the swizzle.
 const MAX_PIXELS: usize = 256;
 const STEP: usize = 32;
+const IMAGES: usize = 8;
 const MAX_BOX: usize = 256;
 /// Most elements of all splits.
 const PARTIAL: usize = 64 << 20;
@@ -45,7 +48,7 @@ pub(super) struct Problem {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ops) struct Plan {
     problem: Problem,
-    /// Output channels of a block.
+    /// Input channels of a block.
     n: usize,
     images: usize,
     rows: usize,
@@ -111,22 +114,26 @@ impl Problem {
 
     /// The cheapest cut; `None` where every tile would be mostly empty.
     pub fn plan(&self, card: &Card) -> Option<Plan> {
-        let sizes: &[usize] = match self.k {
-            3 => &[64],
-            _ if self.group_out() > 128 => &[256],
-            _ => &[128],
+        let (sizes, first): (&[usize], usize) = match self.k {
+            3 => (&[32, 64], IMAGES),
+            _ if self.group_in() > 128 => (&[256], 1),
+            _ => (&[128], 1),
         };
-        let plans = sizes.iter().flat_map(|&n| {
-            cuts(self.y.w, MAX_PIXELS).flat_map(move |cols| {
-                cuts(self.y.h, MAX_PIXELS / cols).flat_map(move |rows| {
-                    let images = std::iter::successors(Some(1), |&i| Some(2 * i));
-                    images
-                        .take_while(move |&images| images * rows * cols <= MAX_PIXELS)
-                        .filter_map(move |images| Plan::new(*self, n, images, rows, cols, card))
-                })
-            })
-        });
-        plans.min_by(|a, b| a.clocks(card).total_cmp(&b.clocks(card)))
+        let most = MAX_PIXELS / first;
+        // Besides equal parts what fills lines, with zeros behind the image where it has to be.
+        let widths = cuts(self.y.w, most).chain([4, 8, 16, 32]);
+        let mut plans = Vec::new();
+        for cols in widths {
+            for rows in cuts(self.y.h, most / cols) {
+                let images = std::iter::successors(Some(first), |&i| Some(2 * i));
+                for images in images.take_while(|&i| i * rows * cols <= MAX_PIXELS) {
+                    let plan = |&n| Plan::new(*self, n, images, rows, cols, card);
+                    plans.extend(sizes.iter().filter_map(plan));
+                }
+            }
+        }
+        let least = |a: &Plan, b: &Plan| a.clocks(card).total_cmp(&b.clocks(card));
+        plans.into_iter().min_by(least)
     }
 }
 
@@ -154,7 +161,7 @@ impl Plan {
         let covered = plan.tiles() * plan.pixels();
         let [_, patch_rows, patch_cols] = plan.patch();
         plan.stages = (SHARED / plan.stage_bytes()).min(MAX_STAGES);
-        let fits = plan.pixels().is_multiple_of(STEP)
+        let fits = plan.line().is_multiple_of(STEP)
             && covered <= 2 * y.pixels()
             && patch_rows <= MAX_BOX
             && patch_cols <= MAX_BOX
@@ -179,9 +186,23 @@ impl Plan {
             .min_by(|a, b| a.clocks(card).total_cmp(&b.clocks(card)))
     }
 
-    /// Blocks of 64 input channels of a tile.
-    fn patches(&self) -> usize {
+    /// Patches of a tile, and the channels of each.
+    fn patches(&self) -> [usize; 2] {
+        let channels = self.n.min(CHANNELS);
+        [self.n / channels, channels]
+    }
+
+    /// Blocks of 64 output channels.
+    fn outs(&self) -> usize {
         if self.problem.k == 1 { 2 } else { 1 }
+    }
+
+    /// Pixels that lie one after the other in the tile and in the patch.
+    fn line(&self) -> usize {
+        match self.problem.k {
+            1 => self.pixels(),
+            _ => self.images * self.cols,
+        }
     }
 
     fn pixels(&self) -> usize {
@@ -195,28 +216,30 @@ impl Plan {
     }
 
     fn patch_bytes(&self) -> usize {
-        (self.patch().iter().product::<usize>() * ROW).next_multiple_of(1024)
+        let [_, channels] = self.patches();
+        (self.patch().iter().product::<usize>() * 2 * channels).next_multiple_of(1024)
     }
 
     fn stage_bytes(&self) -> usize {
-        self.patches() * self.patch_bytes() + self.n / CHANNELS * self.pixels() * ROW
+        let [patches, _] = self.patches();
+        patches * self.patch_bytes() + self.outs() * self.pixels() * ROW
     }
 
-    /// The result leaves through the stages' space, 32 (K = 3: 16) output channels of a warpgroup at a time.
+    /// The result leaves through the stages' space.
     fn shared(&self) -> usize {
         let leaving = match self.problem.k {
-            1 => 2 * 32 * (64 + 4) * 4,
-            k => k * 16 * (k * 64 + 4) * 4,
+            1 => self.outs() * CHANNELS * (self.n + 8) * 4,
+            k => k * CHANNELS * (k * self.n + 8) * 4,
         };
         leaving.max(self.stages * self.stage_bytes())
     }
 
     fn in_blocks(&self) -> usize {
-        self.problem.group_in().div_ceil(self.patches() * CHANNELS)
+        self.problem.group_in().div_ceil(self.n)
     }
 
     fn out_blocks(&self) -> usize {
-        self.problem.group_out().div_ceil(self.n)
+        self.problem.group_out().div_ceil(self.outs() * CHANNELS)
     }
 
     fn pieces(&self) -> usize {
@@ -237,17 +260,21 @@ impl Plan {
 
     /// Clocks of the tensor cores for a tile: 64 x n x 16 products of a warpgroup each take n / 2.
     fn tensor(&self) -> f64 {
-        let products = match self.problem.k {
-            1 => self.patches(),
-            k => k * k,
-        };
-        (self.pixels() / 16 * products * self.n / 2) as f64
+        (self.pixels() / 16 * self.warpgroups() * self.problem.k * self.n / 2) as f64
+    }
+
+    /// Warpgroups that multiply, each under all taps of a kernel row.
+    fn warpgroups(&self) -> usize {
+        match self.problem.k {
+            1 => self.outs(),
+            k => k,
+        }
     }
 
     /// Bytes of shared memory that a tile's products read and its copies write.
     fn shared_bytes(&self) -> f64 {
-        let products = self.tensor() / (self.n / 2) as f64;
-        products * (2048 + 32 * self.n) as f64 + self.stage_bytes() as f64
+        let x = self.problem.k * 32 * self.n;
+        (self.pixels() / 16 * self.warpgroups() * (x + 16 * ROW) + self.stage_bytes()) as f64
     }
 
     /// Clocks of the launch on the multiprocessor with the most blocks.
@@ -259,10 +286,16 @@ impl Plan {
         /// A block's begin and end, and the launch that adds the splits.
         const BLOCK: f64 = 4000.0;
         const SUM: f64 = 3000.0;
-        let tile = self
-            .tensor()
-            .max(self.shared_bytes() / 128.0)
-            .max(self.stage_bytes() as f64 / L2)
+        /// Of what the others take, for what bounds a tile: requests come in bursts.
+        const OTHERS: f64 = 0.1;
+        let pipes = [
+            self.tensor(),
+            self.shared_bytes() / 128.0,
+            self.stage_bytes() as f64 / L2,
+        ];
+        let bound = pipes.into_iter().fold(0.0, f64::max);
+        let tile = bound
+            + OTHERS * (pipes.iter().sum::<f64>() - bound)
             + STAGE
             // With two stages the next is on its way when it is needed.
             + if self.stages == 2 { 0.1 * self.tensor() } else { 0.0 };
@@ -295,7 +328,7 @@ impl Plan {
 
     /// Input and output channels, under all taps, of a block.
     pub fn block(&self) -> [usize; 2] {
-        [self.patches() * CHANNELS, self.n]
+        [self.n, self.outs() * CHANNELS]
     }
 
     /// Images, rows and columns.
@@ -323,19 +356,16 @@ impl Plan {
     pub fn launch(&self, gpu: &Gpu, dtype: DType, dw: Ptr, db: Ptr, dy: Ptr, x: Ptr) -> Result<()> {
         let Problem { x: from, y: to, .. } = self.problem;
         let [images, patch_rows, patch_cols] = self.patch();
-        let x_map = tensor_map(gpu, x, from, [CHANNELS, images, patch_cols, patch_rows])?;
+        let [_, channels] = self.patches();
+        let x_map = tensor_map(gpu, x, from, [channels, images, patch_cols, patch_rows])?;
         let y_map = tensor_map(gpu, dy, to, [CHANNELS, images, self.cols, self.rows])?;
-        let (groups, threads) = if self.problem.k == 1 {
-            (2, 288)
-        } else {
-            (3, 512)
-        };
+        let threads = if self.problem.k == 1 { 288 } else { 512 };
         kernels::conv2d_wgmma_weight_grad(
             gpu,
             dtype,
             self.problem.k as u32,
             self.n as u32,
-            groups,
+            self.warpgroups() as u32,
             threads,
             [self.blocks() as u32, 1, 1],
             self.shared() as u32,
@@ -365,8 +395,8 @@ impl Plan {
             pixels: self.pixels() as u32,
             patch_rows: patch_rows as u32,
             patch_cols: patch_cols as u32,
-            by_images: divisor(self.images),
-            by_cols: divisor(self.cols),
+            line: self.line() as u32,
+            skip: ((patch_cols - self.cols) * self.images) as u32,
             tiles: self.tiles() as u32,
             split_tiles: self.split_tiles as u32,
             by_down: divisor(self.down()),

@@ -19,9 +19,10 @@ fn tiles_and_splits_cover_all_pixels_once() {
     let shapes = [
         (Shape::new(128, 32, 32, 64), 64, 3, 1),
         (Shape::new(1024, 2, 2, 512), 512, 3, 1),
-        (Shape::new(3, 7, 9, 40), 72, 3, 1),
+        (Shape::new(6, 7, 9, 40), 72, 3, 1),
         (Shape::new(33, 8, 8, 512), 1024, 1, 1),
         (Shape::new(5, 96, 96, 64), 128, 3, 2),
+        (Shape::new(16, 3, 17, 96), 64, 3, 1),
     ];
     for (x, c_out, k, groups) in shapes {
         let plan = problem(x, c_out, k, groups).unwrap().plan(card).unwrap();
@@ -33,7 +34,9 @@ fn tiles_and_splits_cover_all_pixels_once() {
         );
         assert!(plan.down() * plan.rows >= x.h && (plan.down() - 1) * plan.rows < x.h);
         assert!(plan.across() * plan.cols >= x.w && (plan.across() - 1) * plan.cols < x.w);
-        assert_eq!(p.pixels % 32, 0);
+        // Lines of whole steps, and taps that keep the swizzle.
+        assert!(p.line.is_multiple_of(32) && p.pixels.is_multiple_of(p.line));
+        assert!(k == 1 || p.images.is_multiple_of(8));
         assert!(plan.shared() <= SHARED && plan.stages >= 2);
         assert!(plan.in_blocks() * plan.block()[0] >= x.c / groups);
         assert!(plan.out_blocks() * plan.block()[1] >= c_out / groups);
