@@ -1,7 +1,8 @@
 //! ZOO against a random classifier: what its finite differences say of the gradient, for h from 1e-4 to 1e-1,
 //! independent and common draws and 1, 10 and 50 averages, and what the attack achieves with as many queries.
 //!
-//! `cargo run --release --example zoo_noise -- WEIGHTS DATA [IMAGES [QUERIES [H]]]`, H instead of all four
+//! `cargo run --release --example zoo_noise -- WEIGHTS DATA [IMAGES [QUERIES [H [AVERAGES]]]]`, H instead of all four,
+//! AVERAGES instead of all three
 
 use std::path::Path;
 use std::time::Instant;
@@ -15,6 +16,10 @@ use noiseforge::ops::noise::{Purpose, Row, Rows};
 use noiseforge::rng::Stream;
 use noiseforge::tensor::Tensor;
 
+/// As in the program: it keeps the memory of large tensors.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Draws of the gradient that differences are compared with.
 const EXACT: u32 = 1000;
 /// Coordinates whose differences are taken in each image.
@@ -24,7 +29,10 @@ const ROWS: usize = 256;
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize, default: usize| args.get(i).map_or(Ok(default), |s| s.parse());
-    anyhow::ensure!(args.len() >= 2, "WEIGHTS DATA [IMAGES [QUERIES [H]]]");
+    anyhow::ensure!(
+        args.len() >= 2,
+        "WEIGHTS DATA [IMAGES [QUERIES [H [AVERAGES]]]]"
+    );
     let data = args[1].parse::<Spec>()?.load(Split::Test, 0)?;
     let mut model = Model::read(Path::new(&args[0]), |config| {
         config
@@ -62,22 +70,22 @@ fn main() -> anyhow::Result<()> {
     let (x, labels) = data.batch(&correct)?;
     let ids: Vec<u32> = correct.iter().map(|&i| i as u32).collect();
 
-    let settings: &[(Draws, u32)] = match random {
-        true => &[
-            (Draws::Independent, 1),
-            (Draws::Independent, 10),
-            (Draws::Independent, 50),
-            (Draws::Common, 1),
-            (Draws::Common, 10),
-            (Draws::Common, 50),
-        ],
-        false => &[(Draws::Independent, 1)],
+    let averages = match args.get(5) {
+        Some(averages) => vec![averages.parse()?],
+        None => vec![1, 10, 50],
+    };
+    let settings: Vec<(Draws, u32)> = match random {
+        true => [Draws::Independent, Draws::Common]
+            .into_iter()
+            .flat_map(|draws| averages.iter().map(move |&averages| (draws, averages)))
+            .collect(),
+        false => vec![(Draws::Independent, 1)],
     };
     let exact = exact(&mut model, &x, &labels, random)?;
     println!(
         "draws        averages  h       cosine  right signs  success  median l2  queries/image  seconds"
     );
-    for &(draws, averages) in settings {
+    for (draws, averages) in settings {
         for &h in &differences {
             let (cosine, signs) = quality(&mut model, &x, &labels, &exact, h, draws, averages)?;
             let zoo = Zoo {

@@ -12,7 +12,7 @@
 /// `noise`: 0 none, 1 fast, 2 precise, added to x. `map` is x as (channels, images, columns, rows) in boxes of a
 /// patch, `weights` the packed ones as (512 bytes, the rest of a slab, kernel columns, kernel rows of all chunks),
 /// `boxes` y as x, in boxes of a fragment's pixels (p.boxes).
-/// Grid: at most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging, twice.
+/// Grid: at most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging, twice; with noise Notes, and Spots of the patch.
 // instances: T = bf16 f16; K = 3; MT = 2; N = 64 128
 // instances: T = bf16 f16; K = 3; MT = 4; N = 64
 // instances: T = bf16 f16; K = 1; MT = 2; N = 128
@@ -41,17 +41,18 @@ KERNEL(512, 1) conv2d_wgmma(T *y, const float *bias, const T *residual, uint8_t 
     }
     gpu::mbar_fence_init();
   }
+  if (e.noise) halo::find_pixels<MT>(halo::notes(patches, p).pixels, p);
   __syncthreads();
   if (threadIdx.x < halo::CONSUMERS) {
-    gpu::setmaxnreg_inc<208>();
+    gpu::setmaxnreg_inc<halo::MULTIPLYING_REGISTERS<K, MT, N>>();
     halo::consume<T, K, MT, N>({y, residual, mask, argmax, next_rows}, boxes, bias, partial, counts, stages, patches,
                                patches + p.patches * p.patch_bytes, *bar, p, e, noise != 0);
   } else {
-    gpu::setmaxnreg_dec<48>();
+    gpu::setmaxnreg_dec<halo::OTHER_REGISTERS<K, MT, N>>();
     if (threadIdx.x == halo::CONSUMERS)
       halo::bring<K, N>(stages, patches, *bar, map, weights, p);
     else if (threadIdx.x >= halo::CONSUMERS + 32 && (noise || e.noise))
-      halo::draw_noise<T, MT, N>(y, patches, *bar, p, e, noise, rows, draw, next_rows, next);
+      halo::draw_noise<T, K, MT, N>(y, patches, *bar, p, e, noise, rows, draw, next_rows, next);
   }
 #endif
 }

@@ -32,10 +32,12 @@ struct Halo {
   Divisor by_down, by_across, by_blocks, by_group_blocks;
   /// Bytes of a patch with the space behind it; how many patches and stages of weights there is space for.
   uint32_t patch_bytes, patches, stages;
-  /// Pieces of a patch that a thread adds noise to.
+  /// Pieces of a patch that a thread adds noise to, at most.
   uint32_t pieces;
   /// Whether the result leaves in boxes: 16 pixels of a fragment by 64 channels.
   uint32_t boxes;
+  /// The grid, which nvcc would keep in a register.
+  uint32_t blocks;
 };
 
 namespace halo {
@@ -45,6 +47,7 @@ constexpr uint32_t SLAB_ROW = 64;    // bytes
 constexpr uint32_t CONSUMERS = 256;  // threads that multiply
 constexpr uint32_t DISTURBERS = 224; // threads that add noise
 constexpr uint32_t MAX_STAGES = 8, MAX_PATCHES = 4;
+constexpr uint32_t FRAGMENT_PIXELS = CONSUMERS / 2, NOWHERE = ~0u;
 constexpr uint32_t STAGING = 2048;   // bytes of a warp's output on its way, twice
 
 /// The place in a ring of buffers, and the parity of its turn.
@@ -142,37 +145,110 @@ __device__ __forceinline__ void bring(unsigned char *stages, unsigned char *patc
   }
 }
 
-/// Seven warps add noise to a tile's patches when they are there, ahead of the products, 16 bytes of a thread after the
-/// other.
-template <class T, int N, bool PRECISE>
-__device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, Turn &turn, uint32_t tile,
-                                        const Halo &p, const Row *rows, const Draw &draw) {
-  const Place place = locate<N>(tile, p);
-  const uint32_t thread = threadIdx.x - CONSUMERS - 32, eight = thread % 4;
+/// Registers of a thread that multiplies, and of the others: four warpgroups share 512. With few left, noise is drawn for
+/// one piece of a thread at a time, not two.
+template <int K, int MT, int N>
+constexpr int MULTIPLYING_REGISTERS = K == 3 && MT * N > 128 ? 208 : 184;
+template <int K, int MT, int N>
+constexpr int OTHER_REGISTERS = 256 - MULTIPLYING_REGISTERS<K, MT, N>;
+template <int K, int MT, int N>
+constexpr bool SCARCE = OTHER_REGISTERS<K, MT, N> < 64;
+
+/// What the warps that add noise keep in shared memory, for want of registers.
+struct Notes {
+  /// Of each warp.
+  struct alignas(16) Tile {
+    uint32_t tile;
+    Place place;
+  } tiles[DISTURBERS / 32];
+  /// Of a tile's pixels (of the first of their MT rows), sixteen of each warp that multiplies: image, row and column, 8, 12
+  /// and 12 bits; or NOWHERE. Where noise is added to the results.
+  uint32_t pixels[FRAGMENT_PIXELS];
+};
+static_assert(sizeof(Notes) == 736, "what the host leaves (src/ops/conv2d/wgmma.rs)");
+
+__device__ __forceinline__ Notes &notes(unsigned char *patches, const Halo &p) {
+  const uint32_t before = gpu::opaque(p.patches) * p.patch_bytes + CONSUMERS / 32 * 2 * STAGING;
+  return *reinterpret_cast<Notes *>(patches + before);
+}
+
+/// This warp's.
+__device__ __forceinline__ Notes::Tile &noted(unsigned char *patches, const Halo &p) {
+  return notes(patches, p).tiles[gpu::opaque(threadIdx.x) / 32 - CONSUMERS / 32 - 1];
+}
+
+/// A pixel of a patch that noise is added to: what the noise is named by, and where the pixel lies.
+struct alignas(16) Spot {
+  Row row;
+  /// Its first block of normals.
+  uint32_t block;
+  /// Bytes to the piece with which the swizzle exchanges its first.
+  uint32_t at;
+};
+static_assert(sizeof(Spot) == 16, "one load");
+
+/// The pixels that a warp adds noise to, those in the image: made once a tile, for all chunks. Returns how many.
+__device__ __forceinline__ uint32_t find_spots(Spot *spots, const Place &place, const Halo &p, const Row *rows,
+                                               uint32_t blocks) {
+  uint32_t count = 0;
+#pragma unroll 1
+  for (uint32_t i = 0; i < p.pieces; i += 4) {
+    const uint32_t thread = gpu::opaque(threadIdx.x) - CONSUMERS - 32, lane = thread % 32;
+    const uint32_t first = thread / 32 * 8 + lane % 8;
+    const uint32_t pixel = first + (i + lane / 8) * (DISTURBERS / 4);
+    const Division line = divide_rest(pixel, p.by_images), at = divide_rest(line.quotient, p.by_patch_cols);
+    // A pixel above or left of the image wraps around to one far below or right of it.
+    const uint32_t n = place.image + line.remainder, r = place.row - p.rows_before + at.quotient,
+                   c = place.col - p.cols_before + at.remainder;
+    const bool inside = at.quotient < p.patch_rows && n < p.from.n && r < p.from.h && c < p.from.w;
+    const uint32_t all = __ballot_sync(0xffffffffu, inside);
+    if (inside)
+      spots[count + __popc(all & ((1u << lane) - 1))] = {rows[n], (r * p.from.w + c) * blocks,
+                                                         pixel * SLAB_ROW + ((pixel >> 1 & 3) << 4)};
+    count += __popc(all);
+  }
+  __syncwarp();
+  return count;
+}
+
+/// Seven warps add noise to a tile's patches when they are there, ahead of the products: to 16 bytes of a thread at a time,
+/// or to two times 16, so that one's instructions are issued while the other's take their time.
+template <class T, bool PRECISE, bool SCARCE>
+__device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, Turn &turn, const Halo &p,
+                                        const Row *rows, const Draw &draw) {
+  constexpr int AT_ONCE = PRECISE || SCARCE ? 1 : 2;
+  const Place place = noted(patches, p).place;
+  const uint32_t thread = gpu::opaque(threadIdx.x) - CONSUMERS - 32, eight = thread % 4;
+  Spot *const spots = reinterpret_cast<Spot *>(&notes(patches, p) + 1) + thread / 32 * (p.pieces * 8);
+  const uint32_t count = find_spots(spots, place, p, rows, draw.blocks);
 #pragma unroll 1
   for (uint32_t chunk = 0; chunk < p.chunks; chunk++) {
-    const uint32_t channel = chunk * CHUNK + eight * 8, group = (place.group * p.group_from + channel) / 8;
-    unsigned char *const patch = patches + turn.at * p.patch_bytes;
+    const uint32_t channel = chunk * CHUNK + eight * 8;
+    const uint32_t group = (PRECISE ? 2 : 1) * ((place.group * p.group_from + channel) / 8);
     gpu::mbar_wait(&bar.patch_full[turn.at], turn.parity);
 #pragma unroll 1
-    for (uint32_t i = 0; i < p.pieces; i++) {
-      const uint32_t pixel = thread / 4 + i * (DISTURBERS / 4);
-      const Division line = divide_rest(pixel, p.by_images), at = divide_rest(line.quotient, p.by_patch_cols);
-      // A pixel above or left of the image wraps around to one far below or right of it.
-      const uint32_t n = place.image + line.remainder, r = place.row - p.rows_before + at.quotient,
-                     c = place.col - p.cols_before + at.remainder;
-      if (at.quotient >= p.patch_rows || n >= p.from.n || r >= p.from.h || c >= p.from.w || channel >= p.group_from)
-        continue;
-      T *const piece = reinterpret_cast<T *>(patch + pixel * SLAB_ROW + ((eight ^ (pixel >> 1 & 3)) << 4));
-      const noise::Bits<PRECISE> bits = noise::bits<PRECISE>(draw, rows[n], r * p.from.w + c, group);
-      gpu::Vec<T> x = gpu::load_vec(piece);
-      noise::add_rounded<PRECISE>(x, draw.sigma, bits);
-      gpu::store_vec(piece, x);
+    for (uint32_t i = channel < p.group_from ? thread % 32 / 4 : count; i < count; i += 8 * AT_ONCE) {
+      T *pieces[AT_ONCE];
+      Row names[AT_ONCE];
+      uint32_t blocks[AT_ONCE];
+      gpu::Vec<T> x[AT_ONCE] = {};
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++) {
+        const Spot spot = spots[min(i + j * 8, count - 1)];
+        pieces[j] = reinterpret_cast<T *>(patches + turn.at * p.patch_bytes + (spot.at ^ eight << 4));
+        names[j] = spot.row;
+        blocks[j] = spot.block + group;
+        if (i + j * 8 < count) x[j] = gpu::load_vec(pieces[j]);
+      }
+      noise::add_rounded<PRECISE>(x, draw, names, blocks);
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++)
+        if (i + j * 8 < count) gpu::store_vec(pieces[j], x[j]);
     }
     // The next patch comes to this place by TMA.
     gpu::fence_proxy_async();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[turn.at]);
+    if (thread % 32 == 0) gpu::mbar_arrive(&bar.patch_noisy[turn.at]);
     turn.next(p.patches);
   }
 }
@@ -211,8 +287,8 @@ struct Pixels {
   bool any;
   uint32_t row_first, row_last, col_first, col_last;
 
-  __device__ __forceinline__ void find(const Halo &p) { find(p, gpu::opaque(threadIdx.x)); }
-  __device__ __forceinline__ void find(const Halo &p, uint32_t thread) {
+  __device__ __forceinline__ void find(const Halo &p) {
+    const uint32_t thread = gpu::opaque(threadIdx.x);
     const uint32_t used = gpu::opaque(p.images) * p.cols * (p.rows / MT), m = thread / 32 * 16 + thread % 16;
     const Division line = divide_rest(m, p.by_images), at = divide_rest(line.quotient, p.by_cols);
     const bool inside = m < used;

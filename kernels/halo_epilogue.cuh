@@ -91,12 +91,6 @@ __device__ __forceinline__ uint32_t pool(float (&top)[SIZE], const float (&below
   return taken;
 }
 
-/// How many a warp has of a tile, in the order in which they are written.
-template <int MT, int N>
-__device__ __forceinline__ uint32_t fragments(const Epilogue &e) {
-  return N / 64 * (MT >> gpu::opaque((uint32_t)(e.pool != 0)));
-}
-
 /// Eight channels of a row of a fragment in a warp's staging.
 template <class T>
 __device__ __forceinline__ gpu::Vec<T> staged(const unsigned char *half, uint32_t r) {
@@ -256,69 +250,111 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
   }
 }
 
-/// The tile that a block takes as its number `turn`.
-__device__ __forceinline__ uint32_t tile_of(uint32_t turn) { return blockIdx.x + gpu::opaque(turn) * gridDim.x; }
+/// See Notes::pixels.
+template <int MT>
+__device__ __forceinline__ void find_pixels(uint32_t *to, const Halo &p) {
+  for (uint32_t m = threadIdx.x; m < FRAGMENT_PIXELS; m += blockDim.x) {
+    const Division line = divide_rest(m, p.by_images), at = divide_rest(line.quotient, p.by_cols);
+    const bool inside = m < p.images * p.cols * (p.rows / MT);
+    to[m] = inside ? line.remainder << 24 | at.quotient * MT << 12 | at.remainder : NOWHERE;
+  }
+}
 
-/// Seven warps add noise to the fragments of a tile that the others have left in their staging, and store them. A warp's
-/// staging takes two fragments, in turn, of which one warp here has the upper eight rows and one the lower: of these
-/// thirty-two shares each has four or five for itself, so that it sees every turn of its place (a parity tells a turn from
-/// the next, but not from the one after that). It takes them in the order of the fragments, the eight warps' first, their
-/// second, and so on. Nobody waits in a circle: all fragments before the least one that is still waited for are done, so
-/// that its warp has a place for it.
-template <class T, int MT, int N, bool PRECISE>
-__device__ __forceinline__ void disturb_results(T *y, unsigned char *patches, Barriers &bar, uint32_t turn, const Halo &p,
-                                                const Epilogue &e, const Row *rows, const Draw &draw) {
-  constexpr uint32_t WARPS = CONSUMERS / 32, DRAWING = DISTURBERS / 32;
-#pragma unroll 1
-  for (uint32_t share = turn * fragments<MT, N>(e) * WARPS * 2;; share++) {
+/// A warp's shares of the fragments to which noise is added. A fragment is two, its upper eight rows and its lower; of
+/// thirty-two, the fragments of two turns of the eight warps' staging, each of seven warps has four or five for itself, so
+/// that it sees every turn of its place (a parity tells a turn from the next, but not from the one after that).
+struct Shares {
+  static constexpr uint32_t DRAWING = DISTURBERS / 32, CYCLE = 32;
+
+  static __device__ __forceinline__ uint32_t self() { return gpu::opaque(threadIdx.x) / 32 - CONSUMERS / 32 - 1; }
+  /// Behind one of its own.
+  static __device__ __forceinline__ uint32_t next(uint32_t share) {
+    return share % CYCLE + DRAWING < CYCLE ? share + DRAWING : share / CYCLE * CYCLE + CYCLE + self();
+  }
+};
+
+/// Seven warps add noise to the fragments of a tile that the others have left in their staging, and store them. `share` is
+/// the next of this one's. A warp's staging takes two fragments, in turn. They are taken in their order, the eight warps'
+/// first, their second, and so on. Nobody waits in a circle: all fragments before the least one that is still waited for
+/// are done, so that its warp has a place for it.
+template <class T, int MT, int N, bool PRECISE, bool SCARCE>
+__device__ __forceinline__ void disturb_results(T *y, unsigned char *patches, Barriers &bar, uint32_t &share,
+                                                const Halo &p, const Epilogue &e, const Row *rows, const Draw &draw) {
+  constexpr uint32_t WARPS = CONSUMERS / 32;
+  constexpr int AT_ONCE = PRECISE || SCARCE ? 1 : 2;
+  Place place = noted(patches, p).place;
+  // Every warp has shares of every tile.
+  for (bool more = true; more;) {
     // Computed anew each time, for want of registers.
-    const uint32_t index = share / 2, in_tile = index / WARPS - gpu::opaque(turn) * fragments<MT, N>(e);
-    if (in_tile >= fragments<MT, N>(e)) break;
-    if (share % (4 * WARPS) % DRAWING != gpu::opaque(threadIdx.x) / 32 - WARPS - 1) continue;
-    const uint32_t lane = gpu::opaque(threadIdx.x) % 32, pool = gpu::opaque((uint32_t)(e.pool != 0));
-    const uint32_t bands = MT >> pool, down = in_tile % bands;
-    const Place place = locate<N>(tile_of(turn), p);
-    const uint32_t warp = index % WARPS, which = index / WARPS % 2;
-    const uint32_t c = place.column + in_tile / bands * 64 + lane % 8 * 8;
-    Pixels<MT> pixels;
-    pixels.find(p, warp * 32 + lane);
-    const Target there = target(pixels, place, p, pool);
+    const uint32_t pool = gpu::opaque(e.pool) != 0, log_bands = (MT == 4 ? 2 : 1) - pool;
+    const uint32_t h = gpu::opaque(p.to.h) >> pool, w = gpu::opaque(p.to.w) >> pool;
+    const uint32_t lane = gpu::opaque(threadIdx.x) % 32;
+    // Of the fragments of each of the eight warps in a tile, which are a power of two.
+    const uint32_t index = share / 2, in_tile = index / WARPS & ((N / 64 << log_bands) - 1);
+    if constexpr (SCARCE) place = noted(patches, p).place;
+    const uint32_t warp = index % WARPS, which = index / WARPS % 2, down = in_tile & ((1u << log_bands) - 1);
+    const uint32_t column = place.column + (in_tile >> log_bands) * 64 + lane % 8 * 8;
+    const uint32_t channel = place.group * p.group_to + column;
     const unsigned char *const half = patches + gpu::opaque(p.patches) * p.patch_bytes + (warp * 2 + which) * STAGING;
-    gpu::mbar_wait(&bar.result_full[warp][which], index / WARPS / 2 & 1);
 #pragma unroll 1
-    for (uint32_t i = 0; i < 8; i += 4) {
-      const uint32_t r = share % 2 * 8 + i + lane / 8;
-      const Target own = there.of(r);
-      if (own.row + down >= p.to.h >> pool || c >= p.group_to) continue;
-      const uint32_t pixel = own.pixel + down * (p.to.w >> pool), channel = place.group * p.group_to + c;
-      const Division image = divide_rest(pixel, e.image);
-      const noise::Bits<PRECISE> bits = noise::bits<PRECISE>(draw, rows[image.quotient], image.remainder, channel / 8);
-      gpu::Vec<T> x = staged<T>(half, r);
-      noise::add_rounded<PRECISE>(x, draw.sigma, bits);
-      gpu::store_vec_whole(y + (uint64_t)pixel * p.to.c + channel, x);
+    for (int i = 0; i < 2; i += AT_ONCE) {
+      Row names[AT_ONCE];
+      uint32_t blocks[AT_ONCE];
+      uint32_t to[AT_ONCE];
+      gpu::Vec<T> x[AT_ONCE] = {};
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++) {
+        const uint32_t at = notes(patches, p).pixels[warp * 16 + share % 2 * 8 + (i + j) * 4 + lane / 8];
+        const uint32_t n = place.image + (at >> 24), row = ((place.row + (at >> 12 & 0xfff)) >> pool) + down,
+                       col = (place.col + (at & 0xfff)) >> pool, pixel = row * w + col;
+        const bool there = (at != NOWHERE) & (n < p.to.n) & (row < h) & (col < w) & !(pool & at) & (column < p.group_to);
+        to[j] = there ? n * (h * w) + pixel : NOWHERE;
+        names[j] = rows[there ? n : 0];
+        blocks[j] = pixel * draw.blocks + (PRECISE ? 2 : 1) * (channel / 8);
+      }
+      gpu::mbar_wait(&bar.result_full[warp][which], index / WARPS / 2 & 1);
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++)
+        if (to[j] != NOWHERE) x[j] = staged<T>(half, share % 2 * 8 + (i + j) * 4 + lane / 8);
+      noise::add_rounded<PRECISE>(x, draw, names, blocks);
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++)
+        if (to[j] != NOWHERE) gpu::store_vec_whole(y + (uint64_t)to[j] * p.to.c + channel, x[j]);
     }
     __syncwarp();
-    if (lane == 0) gpu::mbar_arrive(&bar.result_empty[warp][which]);
+    if (gpu::opaque(threadIdx.x) % 32 == 0) {
+      const uint32_t done = gpu::opaque(share) / 2;
+      gpu::mbar_arrive(&bar.result_empty[done % WARPS][done / WARPS % 2]);
+    }
+    const uint32_t next = Shares::next(share);
+    more = ((next ^ share) & ~((N / 64 * 2 * WARPS << log_bands) - 1)) == 0;
+    share = next;
   }
 }
 
 /// All noise of a block. With noise on either side the next tile's patches wait for this tile's results: networks have
 /// it on one.
-template <class T, int MT, int N>
+template <class T, int K, int MT, int N>
 __device__ __forceinline__ void draw_noise(T *y, unsigned char *patches, Barriers &bar, const Halo &p,
                                            const Epilogue &e, uint32_t noise, const Row *rows,
                                            const Draw &draw, const Row *next_rows, const Draw &next) {
   Turn patch;
+  uint32_t share = Shares::self();
+  uint32_t tile = blockIdx.x;
 #pragma unroll 1
-  for (uint32_t turn = 0; tile_of(turn) < p.tiles; turn++) {
+  while (tile < p.tiles) {
+    if (gpu::opaque(threadIdx.x) % 32 == 0) noted(patches, p) = {tile, locate<N>(tile, p)};
+    __syncwarp();
     if (noise == 1)
-      disturb<T, N, false>(patches, bar, patch, tile_of(turn), p, rows, draw);
+      disturb<T, false, SCARCE<K, MT, N>>(patches, bar, patch, p, rows, draw);
     else if (noise)
-      disturb<T, N, true>(patches, bar, patch, tile_of(turn), p, rows, draw);
+      disturb<T, true, SCARCE<K, MT, N>>(patches, bar, patch, p, rows, draw);
     if (e.noise == 1)
-      disturb_results<T, MT, N, false>(y, patches, bar, turn, p, e, next_rows, next);
+      disturb_results<T, MT, N, false, SCARCE<K, MT, N>>(y, patches, bar, share, p, e, next_rows, next);
     else if (e.noise)
-      disturb_results<T, MT, N, true>(y, patches, bar, turn, p, e, next_rows, next);
+      disturb_results<T, MT, N, true, SCARCE<K, MT, N>>(y, patches, bar, share, p, e, next_rows, next);
+    tile = noted(patches, p).tile + p.blocks;
+    __syncwarp();
   }
 }
 

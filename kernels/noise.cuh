@@ -37,19 +37,33 @@ struct Words {
   uint32_t w[4];
 };
 
-/// The block of counter (block, row.id, purpose_layer, row.draw): Philox4x32-10. With the keys in the
-/// constant bank a round is two wide multiplications and two three-way xors.
-__device__ __forceinline__ Words words(const Draw &draw, Row row, uint32_t block) {
-  uint32_t c0 = block, c1 = row.id, c2 = draw.purpose_layer, c3 = row.draw;
+/// The blocks of counters (block, row.id, purpose_layer, row.draw): Philox4x32-10. With the keys in the constant bank a
+/// round is two wide multiplications and two three-way xors. What one block's instructions wait for is hidden by the
+/// others', so they stand side by side.
+template <int COUNT>
+__device__ __forceinline__ void words(Words (&to)[COUNT], const Draw &draw, const Row (&rows)[COUNT],
+                                      const uint32_t (&blocks)[COUNT]) {
+#pragma unroll
+  for (int n = 0; n < COUNT; n++) to[n] = {{blocks[n], rows[n].id, draw.purpose_layer, rows[n].draw}};
 #pragma unroll
   for (int round = 0; round < 10; round++) {
-    uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
-    c0 = (uint32_t)(p1 >> 32) ^ c1 ^ draw.keys[2 * round];
-    c1 = (uint32_t)p1;
-    c2 = (uint32_t)(p0 >> 32) ^ c3 ^ draw.keys[2 * round + 1];
-    c3 = (uint32_t)p0;
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) {
+      uint32_t (&c)[4] = to[n].w;
+      const uint64_t p0 = (uint64_t)c[0] * 0xD2511F53u, p1 = (uint64_t)c[2] * 0xCD9E8D57u;
+      c[0] = (uint32_t)(p1 >> 32) ^ c[1] ^ draw.keys[2 * round];
+      c[1] = (uint32_t)p1;
+      c[2] = (uint32_t)(p0 >> 32) ^ c[3] ^ draw.keys[2 * round + 1];
+      c[3] = (uint32_t)p0;
+    }
   }
-  return {{c0, c1, c2, c3}};
+}
+
+/// One block.
+__device__ __forceinline__ Words words(const Draw &draw, Row row, uint32_t block) {
+  Words one[1];
+  words<1>(one, draw, {row}, {block});
+  return one[0];
 }
 
 /// Two normals of one word: radius from the top 20 bits, angle from the low 12.
@@ -106,38 +120,28 @@ __device__ __forceinline__ void precise(uint32_t u, uint32_t v, float &z0, float
   z1 = __fmul_rn(r, __uint_as_float(sine));
 }
 
-/// What eight normals of a pixel are made of.
+/// Blocks that eight normals of a pixel are made of.
 template <bool PRECISE>
-struct Bits {
-  Words words[PRECISE ? 2 : 1];
-};
+constexpr int BLOCKS = PRECISE ? 2 : 1;
 
-/// For channels `8 group .. 8 group + 8`.
+/// Normals 2 j and 2 j + 1 of a pixel's blocks.
 template <bool PRECISE>
-__device__ __forceinline__ Bits<PRECISE> bits(const Draw &draw, Row row, uint32_t pixel, uint32_t group) {
-  constexpr int BLOCKS = PRECISE ? 2 : 1;
-  Bits<PRECISE> bits;
-  // Where the pixel ends in the first half, the second is its neighbour's block, and not used.
-#pragma unroll
-  for (int i = 0; i < BLOCKS; i++) bits.words[i] = words(draw, row, pixel * draw.blocks + BLOCKS * group + i);
-  return bits;
-}
-
-/// Normals 2 j and 2 j + 1.
-template <bool PRECISE>
-__device__ __forceinline__ void pair(const Bits<PRECISE> &bits, int j, float &z0, float &z1) {
+__device__ __forceinline__ void pair(const Words *blocks, int j, float &z0, float &z1) {
   if constexpr (PRECISE)
-    precise(bits.words[j / 2].w[j % 2 * 2], bits.words[j / 2].w[j % 2 * 2 + 1], z0, z1);
+    precise(blocks[j / 2].w[j % 2 * 2], blocks[j / 2].w[j % 2 * 2 + 1], z0, z1);
   else
-    fast(bits.words[0].w[j], z0, z1);
+    fast(blocks->w[j], z0, z1);
 }
 
 /// The normals of channels `8 group .. 8 group + 8` of one pixel, numbered `h * W + w`.
 template <bool PRECISE>
 __device__ __forceinline__ void normals(float (&z)[8], const Draw &draw, Row row, uint32_t pixel, uint32_t group) {
-  const Bits<PRECISE> all = bits<PRECISE>(draw, row, pixel, group);
+  Words all[BLOCKS<PRECISE>];
+  // Where the pixel ends in the first half, the second is its neighbour's block, and not used.
 #pragma unroll
-  for (int j = 0; j < 4; j++) pair(all, j, z[2 * j], z[2 * j + 1]);
+  for (int i = 0; i < BLOCKS<PRECISE>; i++) all[i] = words(draw, row, pixel * draw.blocks + BLOCKS<PRECISE> * group + i);
+#pragma unroll
+  for (int j = 0; j < 4; j++) pair<PRECISE>(all, j, z[2 * j], z[2 * j + 1]);
 }
 
 /// x += sigma z for channels `8 group .. 8 group + 8` of one pixel.
@@ -149,17 +153,31 @@ __device__ __forceinline__ void add(float (&x)[8], const Draw &draw, Row row, ui
   for (int j = 0; j < 8; j++) x[j] = fmaf(draw.sigma, z[j], x[j]);
 }
 
-/// x += sigma z, rounded to T, for eight 16-bit channels: a normal is added as soon as it is there, for want of registers.
-template <bool PRECISE, class T>
-__device__ __forceinline__ void add_rounded(gpu::Vec<T> &x, float sigma, const Bits<PRECISE> &bits) {
+/// x += sigma z, rounded to T, for eight 16-bit channels of each of COUNT pixels, whose blocks begin at `first`.
+template <bool PRECISE, int COUNT, class T>
+__device__ __forceinline__ void add_rounded(gpu::Vec<T> (&x)[COUNT], const Draw &draw, const Row (&rows)[COUNT],
+                                            const uint32_t (&first)[COUNT]) {
+  constexpr int EACH = BLOCKS<PRECISE>;
+  Words all[COUNT * EACH];
+  Row names[COUNT * EACH];
+  uint32_t blocks[COUNT * EACH];
+#pragma unroll
+  for (int i = 0; i < COUNT * EACH; i++) {
+    names[i] = rows[i / EACH];
+    blocks[i] = first[i / EACH] + i % EACH;
+  }
+  words(all, draw, names, blocks);
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    float z0, z1;
-    pair(bits, j, z0, z1);
-    T two[2];
-    gpu::pack2(two, fmaf(sigma, z0, gpu::to_f32(x.v[2 * j])), fmaf(sigma, z1, gpu::to_f32(x.v[2 * j + 1])));
-    x.v[2 * j] = two[0];
-    x.v[2 * j + 1] = two[1];
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) {
+      float z0, z1;
+      pair<PRECISE>(all + n * EACH, j, z0, z1);
+      T two[2];
+      gpu::pack2(two, fmaf(draw.sigma, z0, gpu::to_f32(x[n].v[2 * j])), fmaf(draw.sigma, z1, gpu::to_f32(x[n].v[2 * j + 1])));
+      x[n].v[2 * j] = two[0];
+      x[n].v[2 * j + 1] = two[1];
+    }
   }
 }
 

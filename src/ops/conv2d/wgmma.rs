@@ -17,8 +17,10 @@ const CHUNK: usize = 32;
 const SLAB_ROW: usize = 64;
 /// Threads that multiply, in two warpgroups; a fragment's rows of a warpgroup.
 const CONSUMERS: usize = 256;
-/// Threads that add noise.
+/// Threads that add noise; bytes of what they keep in shared memory, and of what says which noise a pixel has.
 const DISTURBERS: usize = 224;
+const NOTES: usize = 736;
+const SPOT: usize = 16;
 const GROUP_ROWS: usize = 64;
 /// Shared memory of a block, less its barriers.
 const SHARED: usize = 226 * 1024;
@@ -263,16 +265,31 @@ impl Plan {
         if plan.patch_rows > MAX_BOX || plan.patch_cols > MAX_BOX {
             return None;
         }
-        let space = SHARED - STAGING;
-        for patches in (2..=MAX_PATCHES).rev() {
-            let left = space.saturating_sub(patches * plan.patch_bytes());
-            let stages = (left / plan.stage_bytes()).min(MAX_STAGES);
-            if stages >= patches {
-                (plan.patches, plan.stages) = (patches, stages);
-                return Some(plan);
-            }
+        // With noise, too.
+        plan.rings(plan.noise_bytes(true))?;
+        (plan.patches, plan.stages) = plan.rings(0)?;
+        Some(plan)
+    }
+
+    /// How many patches and stages there is space for beside so many bytes.
+    fn rings(&self, other: usize) -> Option<(usize, usize)> {
+        (2..=MAX_PATCHES).rev().find_map(|patches| {
+            let left = (SHARED - STAGING - other).checked_sub(patches * self.patch_bytes())?;
+            let stages = (left / self.stage_bytes()).min(MAX_STAGES);
+            (stages >= patches).then_some((patches, stages))
+        })
+    }
+
+    /// The same cut beside so many bytes.
+    fn beside(self, other: usize) -> Plan {
+        let (patches, stages) = self
+            .rings(other)
+            .expect("planned with the most there can be");
+        Plan {
+            patches,
+            stages,
+            ..self
         }
-        None
     }
 
     /// Whether a warp holds all four pixels of a window of the pool.
@@ -294,6 +311,18 @@ impl Plan {
 
     fn stage_bytes(&self) -> usize {
         self.problem.k * self.instance.n * SLAB_ROW
+    }
+
+    /// Pieces of a patch that a thread adds noise to, at most.
+    fn pieces(&self) -> usize {
+        (self.patch_pixels() * 4).div_ceil(DISTURBERS)
+    }
+
+    /// Of shared memory where noise is added to the result, or also to the input: eight pixels of each warp for each piece
+    /// of a thread.
+    fn noise_bytes(&self, input: bool) -> usize {
+        let spots = self.pieces() * (DISTURBERS / 4) * SPOT;
+        NOTES + if input { spots } else { 0 }
     }
 
     fn shared(&self) -> usize {

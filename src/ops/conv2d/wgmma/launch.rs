@@ -1,6 +1,6 @@
 //! A plan's launch: its tensor maps, and the plan as the kernel takes it.
 
-use super::{CHUNK, DISTURBERS, LINE, Plan, Problem, SLAB_ROW, dims, tensor_map};
+use super::{CHUNK, LINE, Plan, Problem, SLAB_ROW, dims, tensor_map};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d_wgmma as kernels;
 use crate::gpu::kernels::{Epilogue, Halo};
@@ -23,7 +23,12 @@ impl Plan {
         noise: &Fused,
         next: &Fused,
     ) -> Result<()> {
-        let mut halo = self.halo();
+        let for_noise = match (noise.mode, next.mode) {
+            (0, 0) => 0,
+            (input, _) => self.noise_bytes(input != 0),
+        };
+        let plan = self.beside(for_noise);
+        let mut halo = plan.halo();
         let patch = [CHUNK, self.images, self.patch_cols, self.patch_rows];
         let map = tensor_map(gpu, o.x, self.problem.from, patch)?;
         let weights = self.weights_map(gpu, packed)?;
@@ -36,15 +41,15 @@ impl Plan {
             // Not read.
             None => map,
         };
-        let blocks = (halo.tiles as usize).min(gpu.properties().multiprocessors);
+        halo.blocks = halo.tiles.min(gpu.properties().multiprocessors as u32);
         kernels::conv2d_wgmma(
             gpu,
             dtype,
             self.problem.k as u32,
             self.instance.mt as u32,
             self.instance.n as u32,
-            [blocks as u32, 1, 1],
-            self.shared() as u32,
+            [halo.blocks, 1, 1],
+            (plan.shared() + for_noise) as u32,
             o.y,
             o.bias,
             o.residual,
@@ -98,7 +103,6 @@ impl Plan {
     fn halo(&self) -> Halo {
         let problem = self.problem;
         let [images, down, across, blocks] = self.tiles();
-        let pieces = (self.patch_pixels() * 4).div_ceil(DISTURBERS);
         Halo {
             from: dims(problem.from),
             to: dims(problem.to),
@@ -125,8 +129,9 @@ impl Plan {
             patch_bytes: self.patch_bytes() as u32,
             patches: self.patches as u32,
             stages: self.stages as u32,
-            pieces: pieces as u32,
+            pieces: self.pieces() as u32,
             boxes: 0,
+            blocks: 0,
         }
     }
 }

@@ -241,6 +241,15 @@ fn a_block_has_the_space() {
     for plan in plans() {
         assert!(plan.shared() <= SHARED, "{plan:?}");
         assert!(plan.stages >= 2 && plan.patches >= 2, "{plan:?}");
+        for input in [false, true] {
+            let other = plan.noise_bytes(input);
+            let beside = plan.beside(other);
+            assert!(beside.shared() + other <= SHARED, "{beside:?}");
+            assert!(beside.stages >= beside.patches && beside.patches >= 2);
+        }
+        assert!(plan.pieces() * DISTURBERS >= 4 * plan.patch_pixels());
+        // As the kernel packs a pixel's image, row and column.
+        assert!(plan.images < 256 && plan.rows() <= 4096 && plan.cols <= 4096);
         assert!(
             plan.images * plan.bands * plan.cols <= CONSUMERS / 2,
             "{plan:?}"
