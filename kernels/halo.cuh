@@ -167,14 +167,22 @@ struct Notes {
 };
 static_assert(sizeof(Notes) == 736, "what the host leaves (src/ops/conv2d/wgmma.rs)");
 
-__device__ __forceinline__ Notes &notes(unsigned char *patches, const Halo &p) {
-  const uint32_t before = gpu::opaque(p.patches) * p.patch_bytes + CONSUMERS / 32 * 2 * STAGING;
-  return *reinterpret_cast<Notes *>(patches + before);
+/// The place of a warp's output on its way: two of each warp that multiplies, behind the patches.
+__device__ __forceinline__ unsigned char *staging_at(unsigned char *patches, uint32_t place, const Halo &p) {
+  return patches + gpu::opaque(p.patches) * p.patch_bytes + place * STAGING;
 }
+
+/// Behind the last of those.
+__device__ __forceinline__ Notes &notes(unsigned char *patches, const Halo &p) {
+  return *reinterpret_cast<Notes *>(staging_at(patches, CONSUMERS / 32 * 2, p));
+}
+
+/// Which of the warps that add noise this one is.
+__device__ __forceinline__ uint32_t drawing_warp() { return gpu::opaque(threadIdx.x) / 32 - CONSUMERS / 32 - 1; }
 
 /// This warp's.
 __device__ __forceinline__ Notes::Tile &noted(unsigned char *patches, const Halo &p) {
-  return notes(patches, p).tiles[gpu::opaque(threadIdx.x) / 32 - CONSUMERS / 32 - 1];
+  return notes(patches, p).tiles[drawing_warp()];
 }
 
 /// A pixel of a patch that noise is added to: what the noise is named by, and where the pixel lies.

@@ -266,10 +266,9 @@ __device__ __forceinline__ void find_pixels(uint32_t *to, const Halo &p) {
 struct Shares {
   static constexpr uint32_t DRAWING = DISTURBERS / 32, CYCLE = 32;
 
-  static __device__ __forceinline__ uint32_t self() { return gpu::opaque(threadIdx.x) / 32 - CONSUMERS / 32 - 1; }
   /// Behind one of its own.
   static __device__ __forceinline__ uint32_t next(uint32_t share) {
-    return share % CYCLE + DRAWING < CYCLE ? share + DRAWING : share / CYCLE * CYCLE + CYCLE + self();
+    return share % CYCLE + DRAWING < CYCLE ? share + DRAWING : share / CYCLE * CYCLE + CYCLE + drawing_warp();
   }
 };
 
@@ -295,7 +294,7 @@ __device__ __forceinline__ void disturb_results(T *y, unsigned char *patches, Ba
     const uint32_t warp = index % WARPS, which = index / WARPS % 2, down = in_tile & ((1u << log_bands) - 1);
     const uint32_t column = place.column + (in_tile >> log_bands) * 64 + lane % 8 * 8;
     const uint32_t channel = place.group * p.group_to + column;
-    const unsigned char *const half = patches + gpu::opaque(p.patches) * p.patch_bytes + (warp * 2 + which) * STAGING;
+    const unsigned char *const half = staging_at(patches, warp * 2 + which, p);
 #pragma unroll 1
     for (int i = 0; i < 2; i += AT_ONCE) {
       Row names[AT_ONCE];
@@ -339,7 +338,7 @@ __device__ __forceinline__ void draw_noise(T *y, unsigned char *patches, Barrier
                                            const Epilogue &e, uint32_t noise, const Row *rows,
                                            const Draw &draw, const Row *next_rows, const Draw &next) {
   Turn patch;
-  uint32_t share = Shares::self();
+  uint32_t share = drawing_warp();
   uint32_t tile = blockIdx.x;
 #pragma unroll 1
   while (tile < p.tiles) {

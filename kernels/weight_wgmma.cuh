@@ -34,7 +34,7 @@ namespace weight_wgmma {
 constexpr uint32_t ROW = 128;  // bytes of 64 output channels
 constexpr uint32_t MAX_STAGES = 6;
 
-/// Blocks of 64 output channels, of (at most) 64 input channels; channels and bytes of those.
+/// Blocks of 64 output channels, of (at most) 64 input channels; bytes of a pixel of the latter.
 template <int K>
 constexpr uint32_t OUTS = K == 1 ? 2 : 1;
 template <int N>

@@ -21,7 +21,7 @@ pub(super) const KERNEL: &str = "conv2d_wgmma_weight_grad";
 /// channels lie there side by side.
 const CHANNELS: usize = 64;
 const ROW: usize = 128;
-/// Of a block, less its tables.
+/// Of a block, less its barriers.
 const SHARED: usize = 224 * 1024;
 const MAX_STAGES: usize = 6;
 /// Pixels of a tile, at most, and what divides those that lie one after the other; images that a tap of a 3x3 kernel
@@ -227,10 +227,7 @@ impl Plan {
 
     /// The result leaves through the stages' space.
     fn shared(&self) -> usize {
-        let leaving = match self.problem.k {
-            1 => self.outs() * CHANNELS * (self.n + 8) * 4,
-            k => k * CHANNELS * (k * self.n + 8) * 4,
-        };
+        let leaving = self.warpgroups() * CHANNELS * (self.problem.k * self.n + 8) * 4;
         leaving.max(self.stages * self.stage_bytes())
     }
 

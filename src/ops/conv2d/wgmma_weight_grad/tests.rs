@@ -40,7 +40,6 @@ fn tiles_and_splits_cover_all_pixels_once() {
         assert!(plan.shared() <= SHARED && plan.stages >= 2);
         assert!(plan.in_blocks() * plan.block()[0] >= x.c / groups);
         assert!(plan.out_blocks() * plan.block()[1] >= c_out / groups);
-        // What the kernel keeps of a tile.
         assert!(plan.pixels() <= MAX_PIXELS);
     }
 }
