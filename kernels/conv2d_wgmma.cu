@@ -1,4 +1,5 @@
-// 2-D convolution of stride 1 by wgmma, for compute capability 9.0: bf16 and f16, sums in f32.
+// 2-D convolution by wgmma, for compute capability 9.0: bf16 and f16, sums in f32. Strides: forward 1 and 2 of 3x3
+// kernels, any of 1x1 kernels; input gradients 1 of 3x3 kernels, any of 1x1 kernels.
 //
 // A block is two warpgroups that multiply, and two of which a thread brings data by TMA and seven warps add noise; it
 // takes tile after tile. A tile is MT x 128 pixels by N output channels. Weights come packed (pack.cuh), patches clean,
@@ -9,14 +10,16 @@
 #include "halo_epilogue.cuh"
 
 /// y = epilogue(conv(x, w) + bias), or of the input gradient (p.flip: taps in reverse, weights packed transposed).
+/// STEP: the stride of a 3x3 kernel. A 1x1 kernel's is the maps': it sees no other pixels (Halo::from, to).
 /// `noise`: 0 none, 1 fast, 2 precise, added to x. `map` is x as (channels, images, columns, rows) in boxes of a
 /// patch, `weights` the packed ones as (512 bytes, the rest of a slab, kernel columns, kernel rows of all chunks),
 /// `boxes` y as x, in boxes of a fragment's pixels (p.boxes).
 /// Grid: at most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging, twice; with noise Notes, and Spots of the patch.
-// instances: T = bf16 f16; K = 3; MT = 2; N = 64 128
-// instances: T = bf16 f16; K = 3; MT = 4; N = 64
-// instances: T = bf16 f16; K = 1; MT = 2; N = 128
-template <class T, int K, int MT, int N>
+// instances: T = bf16 f16; K = 3; STEP = 1; MT = 2; N = 64 128
+// instances: T = bf16 f16; K = 3; STEP = 1; MT = 4; N = 64
+// instances: T = bf16 f16; K = 3; STEP = 2; MT = 1; N = 128
+// instances: T = bf16 f16; K = 1; STEP = 1; MT = 2; N = 128
+template <class T, int K, int STEP, int MT, int N>
 KERNEL(512, 1) conv2d_wgmma(T *y, const float *bias, const T *residual, uint8_t *mask, uint8_t *argmax,
                             float *partial, uint32_t *counts, const CUtensorMap &map, const CUtensorMap &weights,
                             const CUtensorMap &boxes, Halo p, Epilogue e,
@@ -45,14 +48,14 @@ KERNEL(512, 1) conv2d_wgmma(T *y, const float *bias, const T *residual, uint8_t 
   __syncthreads();
   if (threadIdx.x < halo::CONSUMERS) {
     gpu::setmaxnreg_inc<halo::MULTIPLYING_REGISTERS<K, MT, N>>();
-    halo::consume<T, K, MT, N>({y, residual, mask, argmax, next_rows}, boxes, bias, partial, counts, stages, patches,
+    halo::consume<T, K, STEP, MT, N>({y, residual, mask, argmax, next_rows}, boxes, bias, partial, counts, stages, patches,
                                patches + p.patches * p.patch_bytes, *bar, p, e, noise != 0);
   } else {
     gpu::setmaxnreg_dec<halo::OTHER_REGISTERS<K, MT, N>>();
     if (threadIdx.x == halo::CONSUMERS)
-      halo::bring<K, N>(stages, patches, *bar, map, weights, p);
+      halo::bring<K, STEP, N>(stages, patches, *bar, map, weights, p);
     else if (threadIdx.x >= halo::CONSUMERS + 32 && (noise || e.noise))
-      halo::draw_noise<T, K, MT, N>(y, patches, *bar, p, e, noise, rows, draw, next_rows, next);
+      halo::draw_noise<T, K, STEP, MT, N>(y, patches, *bar, p, e, noise, rows, draw, next_rows, next);
   }
 #endif
 }

@@ -1,4 +1,5 @@
-// The weight gradient of a convolution of stride 1 by wgmma, for compute capability 9.0: bf16 and f16, sums in f32.
+// The weight gradient by wgmma, for compute capability 9.0: bf16 and f16, sums in f32. Strides 1 and 2 of 3x3 kernels, any
+// of 1x1 kernels, whose map of x has no other pixels than those that they meet.
 #include "weight_wgmma.cuh"
 
 /// Partial sums of dw[o, u, v, c] = sum over n, i, j of dy[n, i, j, o] x[n, i - pad + u, j - pad + v, c] and of

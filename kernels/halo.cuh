@@ -7,9 +7,10 @@
 // shift of whole pixels. Pieces of 16 bytes are exchanged by TMA's 64-byte swizzle: eight neighbours, from any pixel
 // on, lie in different banks.
 //
-// A thread's MT rows of fragments are rows of pixels one below the other: under K kernel rows they need MT + K - 1
-// rows of the patch, each loaded once. Rows and columns of the patch that lie outside of the image for the whole
-// warpgroup are passed over: adding their zeros would not change a bit.
+// A thread's MT rows of fragments are rows of pixels one below the other: under K kernel rows they need
+// STEP (MT - 1) + K rows of the patch, each loaded once. Rows and columns of the patch that lie outside of the image for
+// the whole warpgroup are passed over where STEP, the stride of a 3x3 kernel, is 1: adding their zeros would not change
+// a bit. A 1x1 kernel with a stride sees no other pixels than those that it meets, as if they were the image.
 #pragma once
 #include "conv2d.cuh"
 #include "divide.cuh"
@@ -17,7 +18,11 @@
 
 /// What the host plans (src/ops/conv2d/wgmma.rs).
 struct Halo {
+  /// What the kernel sees of the operand and of the result: all of them, but for 1x1 kernels with a stride.
   Dims from, to;
+  /// Pixels in memory from one that it sees to the one below, to the one beside; of the result (what a pool leaves of
+  /// it) from an image to the next, too.
+  uint32_t from_row, from_col, to_image, to_row, to_col;
   /// Rows and columns of zeros that the first tap of the first pixel meets: the padding, k - 1 less it in the input
   /// gradient, whose taps are numbered from the end.
   uint32_t pad, flip;
@@ -46,7 +51,7 @@ constexpr uint32_t CHUNK = 32;       // channels
 constexpr uint32_t SLAB_ROW = 64;    // bytes
 constexpr uint32_t CONSUMERS = 256;  // threads that multiply
 constexpr uint32_t DISTURBERS = 224; // threads that add noise
-constexpr uint32_t MAX_STAGES = 8, MAX_PATCHES = 4;
+constexpr uint32_t MAX_STAGES = 8, MAX_PATCHES = 8;
 constexpr uint32_t FRAGMENT_PIXELS = CONSUMERS / 2, NOWHERE = ~0u;
 constexpr uint32_t STAGING = 2048;   // bytes of a warp's output on its way, twice
 
@@ -113,7 +118,7 @@ struct Cursor {
 /// One thread brings patches and weights; a stage of weights is a kernel column, K slabs of a chunk. Each waits until
 /// its place in its ring is free, so they are brought in the order in which the products set the places free: a patch
 /// at the end of its last column, a stage in the middle of the column behind its own.
-template <int K, int N>
+template <int K, int STEP, int N>
 __device__ __forceinline__ void bring(unsigned char *stages, unsigned char *patches, Barriers &bar,
                                       const CUtensorMap &x, const CUtensorMap &weights, const Halo &p) {
   const uint32_t patch_bytes = p.images * p.patch_rows * p.patch_cols * SLAB_ROW;
@@ -131,7 +136,7 @@ __device__ __forceinline__ void bring(unsigned char *stages, unsigned char *patc
       gpu::mbar_arrive_expect(&bar.patch_full[at], patch_bytes);
       gpu::tma_load_4d(patches + at * p.patch_bytes, &x, &bar.patch_full[at],
                        patch.place.group * p.group_from + patch.chunk * CHUNK, patch.place.image,
-                       (int)(patch.place.col - p.cols_before), (int)(patch.place.row - p.rows_before));
+                       (int)(patch.place.col * STEP - p.cols_before), (int)(patch.place.row * STEP - p.rows_before));
       patch.next<N>(1, p.patches, p);
     } else {
       const uint32_t at = stage.turn.at;
@@ -196,6 +201,7 @@ struct alignas(16) Spot {
 static_assert(sizeof(Spot) == 16, "one load");
 
 /// The pixels that a warp adds noise to, those in the image: made once a tile, for all chunks. Returns how many.
+template <int STEP>
 __device__ __forceinline__ uint32_t find_spots(Spot *spots, const Place &place, const Halo &p, const Row *rows,
                                                uint32_t blocks) {
   uint32_t count = 0;
@@ -206,12 +212,12 @@ __device__ __forceinline__ uint32_t find_spots(Spot *spots, const Place &place, 
     const uint32_t pixel = first + (i + lane / 8) * (DISTURBERS / 4);
     const Division line = divide_rest(pixel, p.by_images), at = divide_rest(line.quotient, p.by_patch_cols);
     // A pixel above or left of the image wraps around to one far below or right of it.
-    const uint32_t n = place.image + line.remainder, r = place.row - p.rows_before + at.quotient,
-                   c = place.col - p.cols_before + at.remainder;
+    const uint32_t n = place.image + line.remainder, r = place.row * STEP - p.rows_before + at.quotient,
+                   c = place.col * STEP - p.cols_before + at.remainder;
     const bool inside = at.quotient < p.patch_rows && n < p.from.n && r < p.from.h && c < p.from.w;
     const uint32_t all = __ballot_sync(0xffffffffu, inside);
     if (inside)
-      spots[count + __popc(all & ((1u << lane) - 1))] = {rows[n], (r * p.from.w + c) * blocks,
+      spots[count + __popc(all & ((1u << lane) - 1))] = {rows[n], (r * p.from_row + c * p.from_col) * blocks,
                                                          pixel * SLAB_ROW + ((pixel >> 1 & 3) << 4)};
     count += __popc(all);
   }
@@ -221,14 +227,14 @@ __device__ __forceinline__ uint32_t find_spots(Spot *spots, const Place &place, 
 
 /// Seven warps add noise to a tile's patches when they are there, ahead of the products: to 16 bytes of a thread at a time,
 /// or to two times 16, so that one's instructions are issued while the other's take their time.
-template <class T, bool PRECISE, bool SCARCE>
+template <class T, int STEP, bool PRECISE, bool SCARCE>
 __device__ __forceinline__ void disturb(unsigned char *patches, Barriers &bar, Turn &turn, const Halo &p,
                                         const Row *rows, const Draw &draw) {
   constexpr int AT_ONCE = PRECISE || SCARCE ? 1 : 2;
   const Place place = noted(patches, p).place;
   const uint32_t thread = gpu::opaque(threadIdx.x) - CONSUMERS - 32, eight = thread % 4;
   Spot *const spots = reinterpret_cast<Spot *>(&notes(patches, p) + 1) + thread / 32 * (p.pieces * 8);
-  const uint32_t count = find_spots(spots, place, p, rows, draw.blocks);
+  const uint32_t count = find_spots<STEP>(spots, place, p, rows, draw.blocks);
 #pragma unroll 1
   for (uint32_t chunk = 0; chunk < p.chunks; chunk++) {
     const uint32_t channel = chunk * CHUNK + eight * 8;
@@ -284,7 +290,7 @@ __device__ __forceinline__ bool meets(uint32_t first, uint32_t last, uint32_t f,
 }
 
 /// What a warp's lane knows of the pixels it multiplies.
-template <int MT>
+template <int STEP, int MT>
 struct Pixels {
   /// Of this lane's row of a fragment: image, first of MT rows, column in the tile; rows are far outside if the tile
   /// has no such pixel.
@@ -303,8 +309,8 @@ struct Pixels {
     image = inside ? line.remainder : 0;
     row = inside ? at.quotient * MT : 1u << 30;
     col = inside ? at.remainder : 0;
-    patch_row = (inside ? row : 0) + p.rows_before - p.pad;
-    patch_col = col + p.cols_before - p.pad;
+    patch_row = (inside ? row : 0) * STEP + p.rows_before - p.pad;
+    patch_col = col * STEP + p.cols_before - p.pad;
     const uint32_t m0 = thread / 128 * 64, m1 = min(m0 + 63, used - 1);
     any = m0 < used;
     const Division first = divide_rest(divide(m0, p.by_images), p.by_cols),
@@ -319,8 +325,8 @@ struct Pixels {
 
 /// Where a lane's rows of the fragments lie in a patch, in bytes, for the first half of a chunk: under kernel column v
 /// those of FR rows of the patch. What lies outside of the patch is passed over; the patch's first pixel stands for it.
-template <int K, int FR, int MT>
-__device__ __forceinline__ void places(uint32_t (&at)[K][FR], const Pixels<MT> &pixels, const Halo &p) {
+template <int K, int FR, int STEP, int MT>
+__device__ __forceinline__ void places(uint32_t (&at)[K][FR], const Pixels<STEP, MT> &pixels, const Halo &p) {
   const uint32_t half = threadIdx.x % 32 / 16;
 #pragma unroll
   for (int v = 0; v < K; v++) {
@@ -339,7 +345,7 @@ constexpr uint32_t ALL = 4;
 
 /// For kernel column v three bits, from bit 3 v on; the same in a warpgroup.
 template <int K, int MT>
-__device__ __forceinline__ uint32_t passed_over(const Pixels<MT> &pixels, const Place &place, const Halo &p) {
+__device__ __forceinline__ uint32_t passed_over(const Pixels<1, MT> &pixels, const Place &place, const Halo &p) {
   const uint32_t row0 = place.row + pixels.row_first, row1 = place.row + pixels.row_last;
   const uint32_t col0 = place.col + pixels.col_first, col1 = place.col + pixels.col_last;
   const uint32_t rows = (meets(row0, row1, 0, p.pad, p.from.h) ? 0 : 1) |
@@ -356,17 +362,22 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t lower) {
   return gpu::matrix_descriptor_upper(gpu::Swizzle::B64, 8 * SLAB_ROW) | lower;
 }
 
-/// acc[mt] += fragments of row mt + u times slab u, for rows LO .. FR - HI of the patch: one group of products, with
-/// no branch in it. `b` says where slab 0 is, the next is `step` behind it: see descriptor.
-template <class T, int K, int MT, int N, int LO, int HI>
-__device__ __forceinline__ void multiply_rows(float (&acc)[MT][N / 2], const uint32_t (&a)[MT + K - 1][4], uint32_t b,
+/// Rows of the patch under a thread's MT rows of pixels.
+template <int K, int STEP, int MT>
+constexpr int FRAGMENT_ROWS = STEP *(MT - 1) + K;
+
+/// acc[mt] += fragments of row STEP mt + u times slab u, for rows LO .. FR - HI of the patch: one group of products,
+/// with no branch in it. `b` says where slab 0 is, the next is `step` behind it: see descriptor.
+template <class T, int K, int STEP, int MT, int N, int LO, int HI>
+__device__ __forceinline__ void multiply_rows(float (&acc)[MT][N / 2],
+                                              const uint32_t (&a)[FRAGMENT_ROWS<K, STEP, MT>][4], uint32_t b,
                                               uint32_t step) {
   gpu::wgmma_fence();
 #pragma unroll
-  for (int f = LO; f < MT + K - 1 - HI; f++) {
+  for (int f = LO; f < FRAGMENT_ROWS<K, STEP, MT> - HI; f++) {
 #pragma unroll
     for (int mt = 0; mt < MT; mt++) {
-      const int u = f - mt;
+      const int u = f - STEP * mt;
       if (u < 0 || u >= K) continue;
       Product<T>::template add<N>(acc[mt], a[f], descriptor(b + u * step));
     }
@@ -374,20 +385,20 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[MT][N / 2], const uin
   gpu::wgmma_commit();
 }
 
-template <class T, int K, int MT, int N>
-__device__ __forceinline__ void multiply(float (&acc)[MT][N / 2], const uint32_t (&a)[MT + K - 1][4], uint32_t b,
-                                         uint32_t step, uint32_t skip) {
+template <class T, int K, int STEP, int MT, int N>
+__device__ __forceinline__ void multiply(float (&acc)[MT][N / 2], const uint32_t (&a)[FRAGMENT_ROWS<K, STEP, MT>][4],
+                                         uint32_t b, uint32_t step, uint32_t skip) {
   // Tests of bits: of values in turn nvcc makes a jump by a table.
-  if (K == 1 || skip == 0)
-    multiply_rows<T, K, MT, N, 0, 0>(acc, a, b, step);
+  if (K == 1 || STEP > 1 || skip == 0)
+    multiply_rows<T, K, STEP, MT, N, 0, 0>(acc, a, b, step);
   else if (skip & ALL)
     gpu::wgmma_commit();
   else if (~skip & 2)
-    multiply_rows<T, K, MT, N, 1, 0>(acc, a, b, step);
+    multiply_rows<T, K, STEP, MT, N, 1, 0>(acc, a, b, step);
   else if (skip & 1)
-    multiply_rows<T, K, MT, N, 1, 1>(acc, a, b, step);
+    multiply_rows<T, K, STEP, MT, N, 1, 1>(acc, a, b, step);
   else
-    multiply_rows<T, K, MT, N, 0, 1>(acc, a, b, step);
+    multiply_rows<T, K, STEP, MT, N, 0, 1>(acc, a, b, step);
 }
 
 #endif

@@ -20,18 +20,17 @@ struct Target {
   }
 };
 
-template <int MT>
-__device__ __forceinline__ Target target(const Pixels<MT> &pixels, const Place &place, const Halo &p, bool pool) {
+template <int STEP, int MT>
+__device__ __forceinline__ Target target(const Pixels<STEP, MT> &pixels, const Place &place, const Halo &p, bool pool) {
   const uint32_t image = place.image + pixels.image, col = place.col + pixels.col, row = place.row + pixels.row;
-  const uint32_t h = p.to.h >> pool, w = p.to.w >> pool;
-  const bool exists = image < p.to.n && (col >> pool) < w && !(pool && (col & 1)) && pixels.row < 1u << 30;
-  return {(image * h + (row >> pool)) * w + (col >> pool), exists ? row >> pool : 1u << 30};
+  const bool exists = image < p.to.n && (col >> pool) < p.to.w >> pool && !(pool && (col & 1)) && pixels.row < 1u << 30;
+  return {image * p.to_image + (row >> pool) * p.to_row + (col >> pool) * p.to_col, exists ? row >> pool : 1u << 30};
 }
 
 /// Statistics of a warp's pixels, one chunk; see epilogue::statistics.
-template <int MT, int N>
+template <int STEP, int MT, int N>
 __device__ __forceinline__ void statistics(float *partial, uint32_t *counts, const float (&acc)[MT][N / 2],
-                                           const Pixels<MT> &pixels, uint32_t tile, const Place &place,
+                                           const Pixels<STEP, MT> &pixels, uint32_t tile, const Place &place,
                                            const Halo &p) {
   const uint32_t lane = threadIdx.x % 32;
   const Target mine = target(pixels, place, p, false);
@@ -100,7 +99,7 @@ __device__ __forceinline__ gpu::Vec<T> staged(const unsigned char *half, uint32_
 /// Everything behind the sums of a tile. `staging` is this warp's alone; `boxes` is the result as (channels, images,
 /// columns, rows) in boxes of a fragment's pixels. Where noise is added, fragments are left to other warps
 /// (disturb_results), and this one has left `written` before.
-template <class T, int MT, int N>
+template <class T, int STEP, int MT, int N>
 __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::Results<T> &to, const CUtensorMap &boxes,
                                        const float *bias, float *partial, uint32_t *counts, unsigned char *staging,
                                        Barriers &bar, uint32_t &written, uint32_t tile, const Place &place,
@@ -108,7 +107,7 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
   const bool clips = e.low > -INFINITY || e.cap < INFINITY;
   const uint32_t lane = threadIdx.x % 32, first = place.group * p.group_to + place.column;
   const uint32_t columns = p.group_to - place.column; // that there are
-  Pixels<MT> pixels;
+  Pixels<STEP, MT> pixels;
   pixels.find(p);
   if (bias) {
 #pragma unroll
@@ -122,10 +121,10 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
       }
     }
   }
-  if (partial) statistics<MT, N>(partial, counts, acc, pixels, tile, place, p);
+  if (partial) statistics<STEP, MT, N>(partial, counts, acc, pixels, tile, place, p);
 
   const Target mine = target(pixels, place, p, e.pool != 0);
-  const uint32_t height = p.to.h >> (e.pool != 0), width = p.to.w >> (e.pool != 0);
+  const uint32_t height = p.to.h >> (e.pool != 0);
 #pragma unroll
   for (int n = 0; n < N; n += 64) {
 #pragma unroll
@@ -140,7 +139,7 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
         if (to.residual) {
 #pragma unroll
           for (int h = 0; h < 2; h++) {
-            const T *const from = to.residual + (uint64_t)(half[h].pixel + down * width) * p.to.c + first + n + lane % 4 * 2;
+            const T *const from = to.residual + (uint64_t)(half[h].pixel + down * p.to_row) * p.to.c + first + n + lane % 4 * 2;
 #pragma unroll
             for (int j = 0; j < 64; j += 8)
               if (half[h].row + down < height && n + j < columns) {
@@ -169,7 +168,7 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
 #pragma unroll
               for (int h = 0; h < 2; h++)
                 if (half[h].row + down < height && n + j < columns)
-                  *reinterpret_cast<uchar2 *>(to.argmax + (uint64_t)(half[h].pixel + down * width) * p.to.c + first + n +
+                  *reinterpret_cast<uchar2 *>(to.argmax + (uint64_t)(half[h].pixel + down * p.to_row) * p.to.c + first + n +
                                               j + lane % 4 * 2) = {(unsigned char)(taken >> (4 * h) & 3),
                                                                    (unsigned char)(taken >> (4 * h + 2) & 3)};
             }
@@ -179,7 +178,7 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
 #pragma unroll
           for (int h = 0; h < 2; h++) {
             uint8_t *const at =
-                to.mask + (uint64_t)(half[h].pixel + down * width) * ((p.to.c + 7) / 8) + (first + n) / 8 + lane % 4;
+                to.mask + (uint64_t)(half[h].pixel + down * p.to_row) * ((p.to.c + 7) / 8) + (first + n) / 8 + lane % 4;
 #pragma unroll
             for (int j = 0; j < 64; j += 32) {
               // Four lanes have a byte between them, and store four.
@@ -243,7 +242,7 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
         const uint32_t r = i * 4 + lane / 8, c = n + lane % 8 * 8;
         const Target there = mine.of(r);
         if (there.row + down < height && c < columns)
-          gpu::store_vec_whole(to.y + (uint64_t)(there.pixel + down * width) * p.to.c + first + c, staged<T>(half, r));
+          gpu::store_vec_whole(to.y + (uint64_t)(there.pixel + down * p.to_row) * p.to.c + first + c, staged<T>(half, r));
       }
       __syncwarp();
     }
@@ -285,7 +284,7 @@ __device__ __forceinline__ void disturb_results(T *y, unsigned char *patches, Ba
   // Every warp has shares of every tile.
   for (bool more = true; more;) {
     // Computed anew each time, for want of registers.
-    const uint32_t pool = gpu::opaque(e.pool) != 0, log_bands = (MT == 4 ? 2 : 1) - pool;
+    const uint32_t pool = gpu::opaque(e.pool) != 0, log_bands = (MT == 4 ? 2 : MT == 2 ? 1 : 0) - pool;
     const uint32_t h = gpu::opaque(p.to.h) >> pool, w = gpu::opaque(p.to.w) >> pool;
     const uint32_t lane = gpu::opaque(threadIdx.x) % 32;
     // Of the fragments of each of the eight warps in a tile, which are a power of two.
@@ -333,7 +332,7 @@ __device__ __forceinline__ void disturb_results(T *y, unsigned char *patches, Ba
 
 /// All noise of a block. With noise on either side the next tile's patches wait for this tile's results: networks have
 /// it on one.
-template <class T, int K, int MT, int N>
+template <class T, int K, int STEP, int MT, int N>
 __device__ __forceinline__ void draw_noise(T *y, unsigned char *patches, Barriers &bar, const Halo &p,
                                            const Epilogue &e, uint32_t noise, const Row *rows,
                                            const Draw &draw, const Row *next_rows, const Draw &next) {
@@ -345,9 +344,9 @@ __device__ __forceinline__ void draw_noise(T *y, unsigned char *patches, Barrier
     if (gpu::opaque(threadIdx.x) % 32 == 0) noted(patches, p) = {tile, locate<N>(tile, p)};
     __syncwarp();
     if (noise == 1)
-      disturb<T, false, SCARCE<K, MT, N>>(patches, bar, patch, p, rows, draw);
+      disturb<T, STEP, false, SCARCE<K, MT, N>>(patches, bar, patch, p, rows, draw);
     else if (noise)
-      disturb<T, true, SCARCE<K, MT, N>>(patches, bar, patch, p, rows, draw);
+      disturb<T, STEP, true, SCARCE<K, MT, N>>(patches, bar, patch, p, rows, draw);
     if (e.noise == 1)
       disturb_results<T, MT, N, false, SCARCE<K, MT, N>>(y, patches, bar, share, p, e, next_rows, next);
     else if (e.noise)
@@ -360,12 +359,12 @@ __device__ __forceinline__ void draw_noise(T *y, unsigned char *patches, Barrier
 /// Two warpgroups multiply. A step, a kernel column of a chunk, has to be few instructions: each of a warp's waits for the
 /// one before it, and the products of narrow tiles take no more than a hundred of them. So the loop over kernel columns
 /// is unrolled, and what the steps have in common is computed before.
-template <class T, int K, int MT, int N>
+template <class T, int K, int STEP, int MT, int N>
 __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CUtensorMap &boxes, const float *bias,
                                         float *partial, uint32_t *counts, unsigned char *stages, unsigned char *patches,
                                         unsigned char *staging, Barriers &bar, const Halo &p, const Epilogue &e,
                                         bool noise) {
-  constexpr int FR = MT + K - 1;
+  constexpr int FR = FRAGMENT_ROWS<K, STEP, MT>;
   constexpr uint32_t STAGE = K * N * SLAB_ROW, SLAB = N * SLAB_ROW >> 4;
   const bool first_lane = threadIdx.x % 32 == 0;
   const uint32_t slabs = (uint32_t)gpu::matrix_descriptor(stages, gpu::Swizzle::B64, 16, 8 * SLAB_ROW);
@@ -377,7 +376,7 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CU
   const uint32_t full_at = gpu::opaque(gpu::shared_u32(bar.stage_full));
   const uint32_t empty_at = gpu::opaque(gpu::shared_u32(bar.stage_empty));
   const auto barrier = [](uint32_t first, uint32_t at) { return gpu::shared_pointer<uint64_t>(first + 8 * at); };
-  Pixels<MT> pixels;
+  Pixels<STEP, MT> pixels;
   pixels.find(p);
   uint32_t at[K][FR];
   places(at, pixels, p);
@@ -397,7 +396,8 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CU
       pixels.find(p);
       places(at, pixels, p);
     }
-    const uint32_t skips = K == 1 ? 0 : passed_over<K>(pixels, place, p);
+    uint32_t skips = 0;
+    if constexpr (K > 1 && STEP == 1) skips = passed_over<K>(pixels, place, p);
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll
@@ -415,13 +415,13 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CU
 #pragma unroll
         for (int f = 0; f < FR; f++) gpu::ldmatrix(a0[f], gpu::shared_pointer<unsigned char>(from + at[v][f]));
         gpu::mbar_wait(barrier(full_at, stage.at), stage.parity);
-        multiply<T, K, MT, N>(acc, a0, b, slab_step, skip);
+        multiply<T, K, STEP, MT, N>(acc, a0, b, slab_step, skip);
         gpu::wgmma_wait<1>();
         if (last != MAX_STAGES && first_lane) gpu::mbar_arrive(barrier(empty_at, last));
         last = stage.at;
 #pragma unroll
         for (int f = 0; f < FR; f++) gpu::ldmatrix(a1[f], gpu::shared_pointer<unsigned char>(from + at[v][f] ^ 32));
-        multiply<T, K, MT, N>(acc, a1, b + (32 >> 4), slab_step, skip);
+        multiply<T, K, STEP, MT, N>(acc, a1, b + (32 >> 4), slab_step, skip);
         stage.next(p.stages);
         if (v + 1 == LEAD && leads) {
           gpu::bar_arrive(1, CONSUMERS);
@@ -435,7 +435,7 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CU
     }
     gpu::wgmma_wait<0>();
     if (first_lane) gpu::mbar_arrive(barrier(empty_at, last));
-    finish<T, MT, N>(acc, to, boxes, bias, partial, counts, staging + threadIdx.x / 32 * (2 * STAGING), bar, written,
+    finish<T, STEP, MT, N>(acc, to, boxes, bias, partial, counts, staging + threadIdx.x / 32 * (2 * STAGING), bar, written,
                      tile, place, p, e);
   }
   // The staging is read until then.

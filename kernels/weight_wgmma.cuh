@@ -12,14 +12,16 @@
 
 /// What the host plans (src/ops/conv2d/wgmma_weight_grad.rs).
 struct WeightPatches {
-  Dims x, y;
-  uint32_t pad;
+  Dims y;
+  /// The stride of a 3x3 kernel.
+  uint32_t step, pad;
   /// Channels of a group; blocks of a group's input and output channels.
   uint32_t group_in, group_out, in_blocks, out_blocks;
   /// A tile: images, rows and columns; pixels; rows and columns of its patch.
   uint32_t images, rows, cols, pixels, patch_rows, patch_cols;
-  /// Pixels of a line, a multiple of 32 that lie one after the other on both sides; pixels of the patch between lines.
-  uint32_t line, skip;
+  /// Pixels of a line, a multiple of 32 that lie one after the other in dy, and in x by every `step`-th column; pixels of
+  /// the patch from eight of them to the next eight of sixteen, and between lines.
+  uint32_t line, octet, skip;
   /// Tiles: image blocks x down x across; of one split.
   uint32_t tiles, split_tiles;
   Divisor by_down, by_across, by_pieces, by_in_blocks, by_out_blocks;
@@ -71,7 +73,7 @@ __device__ __forceinline__ void bring(unsigned char *stage, uint64_t *full, cons
 #pragma unroll 1
   for (uint32_t i = 0; i < PATCHES<N>; i++)
     gpu::tma_load_4d(stage + i * p.patch_bytes, &x_map, full, p.group_in * part.group + part.in_block * N + i * 64, image,
-                     col - (int)p.pad, row - (int)p.pad);
+                     col * (int)p.step - (int)p.pad, row * (int)p.step - (int)p.pad);
 #pragma unroll 1
   for (uint32_t i = 0; i < OUTS<K>; i++)
     gpu::tma_load_4d(stage + PATCHES<N> * p.patch_bytes + i * dy, &y_map, full,
@@ -151,19 +153,14 @@ struct Product<__half> {
   }
 };
 
-/// wgmma's descriptor of sixteen pixels of a patch by its lower half, which alone says where they are: no carry leaves it.
-template <int N>
-__device__ __forceinline__ uint64_t descriptor(uint32_t lower) {
-  constexpr gpu::Swizzle SWIZZLE = N < 64 ? gpu::Swizzle::B64 : gpu::Swizzle::B128;
-  return gpu::matrix_descriptor_upper(SWIZZLE, 8 * PATCH_ROW<N>) | lower;
-}
-
-/// Sixteen pixels under TAPS taps beside each other, `tap` from one to the next. `b`: see descriptor.
+/// Sixteen pixels under TAPS taps beside each other, `tap` from one to the next. `b` is the lower half of wgmma's
+/// descriptor, which alone says where the pixels are: no carry leaves it; `upper` the other half.
 template <class T, int TAPS, int N>
-__device__ __forceinline__ void multiply(float (&acc)[TAPS][N / 2], const uint32_t (&a)[4], uint32_t b, uint32_t tap) {
+__device__ __forceinline__ void multiply(float (&acc)[TAPS][N / 2], const uint32_t (&a)[4], uint64_t upper, uint32_t b,
+                                         uint32_t tap) {
   gpu::wgmma_fence();
 #pragma unroll
-  for (int v = 0; v < TAPS; v++) Product<T>::template add<N>(acc[v], a, descriptor<N>(b + v * tap));
+  for (int v = 0; v < TAPS; v++) Product<T>::template add<N>(acc[v], a, upper | (b + v * tap));
   gpu::wgmma_commit();
 }
 
@@ -218,7 +215,9 @@ template <class T, int K, int N, int GROUPS>
 __device__ __forceinline__ void consume(float *dw, unsigned char *stages, Shared &s, const Part &part,
                                         const WeightPatches &p) {
   constexpr int TAPS = K;
-  constexpr uint32_t STEP = 16 * PATCH_ROW<N> >> 4;
+  constexpr gpu::Swizzle SWIZZLE = N < 64 ? gpu::Swizzle::B64 : gpu::Swizzle::B128;
+  const uint64_t upper = gpu::matrix_descriptor_upper(SWIZZLE, (K == 1 ? 8 : p.octet) * PATCH_ROW<N>);
+  const uint32_t sixteen = (K == 1 ? 16 : 16 * p.step) * PATCH_ROW<N> >> 4;
   const uint32_t lane = threadIdx.x % 32, group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
   // The lane's row of dy among sixteen pixels; the piece is exchanged alike in all of them.
   const uint32_t pixel = lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
@@ -236,16 +235,16 @@ __device__ __forceinline__ void consume(float *dw, unsigned char *stages, Shared
 #pragma unroll 1
     for (uint32_t begin = 0; begin < p.pixels; begin += p.line, b += skip) {
 #pragma unroll 1
-      for (uint32_t i = 0; i < p.line; i += 32, b += 2 * STEP, from += 32 * ROW) {
+      for (uint32_t i = 0; i < p.line; i += 32, b += 2 * sixteen, from += 32 * ROW) {
         // The products before the last ones have read their fragments.
         gpu::wgmma_wait<1>();
         gpu::ldmatrix<4, true>(a0, from);
-        multiply<T, TAPS, N>(acc, a0, b, tap);
+        multiply<T, TAPS, N>(acc, a0, upper, b, tap);
         gpu::wgmma_wait<1>();
         if (last != MAX_STAGES && lane == 0) gpu::mbar_arrive(&s.empty[last]);
         last = MAX_STAGES;
         gpu::ldmatrix<4, true>(a1, from + 16 * ROW);
-        multiply<T, TAPS, N>(acc, a1, b + STEP, tap);
+        multiply<T, TAPS, N>(acc, a1, upper, b + sixteen, tap);
       }
     }
     last = at;

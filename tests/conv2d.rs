@@ -395,6 +395,22 @@ fn unread_border_pixels_have_no_gradient() {
 }
 
 #[test]
+fn an_input_gradient_takes_what_came_from_elsewhere() {
+    for case in cases() {
+        let inputs = case.inputs();
+        let y_shape = case.reference(&inputs).y_shape;
+        let dy = tensor(y_shape, &inputs.dy, DType::F64);
+        let w = tensor(inputs.w_shape, &inputs.w, DType::F64);
+        let plus = tensor(case.x, &inputs.x, DType::F64);
+        let dx = conv2d::input_grad(&dy, &w, case.x, case.conv).unwrap();
+        let sum = conv2d::input_grad_plus(&dy, &w, case.x, case.conv, Some(&plus)).unwrap();
+        let parts = dx.data::<f64>().iter().zip(plus.data::<f64>());
+        let expected: Vec<f64> = parts.map(|(a, b)| a + b).collect();
+        assert_eq!(sum.data::<f64>(), expected, "{case:?}");
+    }
+}
+
+#[test]
 fn bad_arguments_are_named() {
     let f32s = |n, h, w, c| Tensor::zeros(Shape::new(n, h, w, c), DType::F32);
     let x = f32s(2, 4, 5, 6);
@@ -467,6 +483,18 @@ fn bad_arguments_are_named() {
                 .unwrap_err()
                 .to_string(),
             "conv2d::input_grad: dy: expected [2, 4, 5, 8] f32, found [2, 4, 5, 7] f32",
+        ),
+        (
+            conv2d::input_grad_plus(
+                &f32s(2, 4, 5, 8),
+                &w,
+                x.shape(),
+                conv,
+                Some(&f32s(2, 4, 5, 8)),
+            )
+            .unwrap_err()
+            .to_string(),
+            "conv2d::input_grad: plus: expected [2, 4, 5, 6] f32, found [2, 4, 5, 8] f32",
         ),
         (
             conv2d::weight_grad(&f32s(2, 4, 4, 8), &x, &mut w.clone(), None, conv)

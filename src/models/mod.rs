@@ -521,6 +521,7 @@ fn backward(
     let back = Back {
         grads,
         input,
+        plus: None,
         before: None,
     };
     let dx = nn::chain::backward(layers, dy.to_dtype(dtype)?, back)?;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::{Grads, Layer, Pass};
 use crate::error::{Error, Result};
+use crate::ops::add;
 use crate::ops::ensemble::repeat;
 use crate::ops::noise::{self, Noise};
 use crate::tensor::Tensor;
@@ -137,6 +138,8 @@ pub struct Back<'a> {
     pub grads: Grads,
     /// Whether anybody needs the gradient in the layer's input.
     pub input: bool,
+    /// To be added to the gradient in the layer's input, which got it elsewhere; for blocks.
+    pub plus: Option<&'a Tensor>,
     /// The layer before, to make the input again where it was not kept.
     pub before: Option<&'a dyn Layer>,
 }
@@ -199,6 +202,7 @@ pub(crate) fn backward<L: Layer>(
             Back {
                 grads: back.grads,
                 input: back.input || i > first,
+                plus: back.plus.filter(|_| i == 0),
                 before: before.last().map(|l| l as &dyn Layer).or(back.before),
             },
         )?;
@@ -206,6 +210,9 @@ pub(crate) fn backward<L: Layer>(
             Some(dx) => dy = dx,
             None => return Ok(None),
         }
+    }
+    if layers.is_empty() {
+        dy = add::to(dy, back.plus)?;
     }
     Ok(back.input.then_some(dy))
 }

@@ -116,7 +116,7 @@ impl Block for ConvBlock {
         }
         let dx = back
             .input
-            .then(|| conv2d::input_grad(&dz, &weight.value, x_shape, *geometry));
+            .then(|| conv2d::input_grad_plus(&dz, &weight.value, x_shape, *geometry, back.plus));
         Ok(Gradients {
             dx: dx.transpose()?,
             dresidual,

@@ -82,9 +82,9 @@ impl Block for FrozenBlock {
             .take()
             .expect("backward follows a recorded forward");
         let dv = fused_conv2d::output_grad(dy, saved.v_shape, self.pool, &saved.extras)?;
-        let dx = back
-            .input
-            .then(|| conv2d::input_grad(&dv, &self.w, saved.x_shape, self.geometry));
+        let dx = back.input.then(|| {
+            conv2d::input_grad_plus(&dv, &self.w, saved.x_shape, self.geometry, back.plus)
+        });
         Ok(Gradients {
             dx: dx.transpose()?,
             dresidual: saved.residual.then_some(dv),

@@ -2,7 +2,6 @@
 
 use super::{Back, End, Entry, Layer, Link, Pass, chain};
 use crate::error::Result;
-use crate::ops::add;
 use crate::tensor::Tensor;
 
 /// A layer that adds `link.residual` in front of its activation.
@@ -16,7 +15,7 @@ pub trait Block: Layer {
 
 /// The gradients of a [`Block`].
 pub struct Gradients {
-    /// In the input, where it was asked for.
+    /// In the input, where it was asked for; with [`Back::plus`].
     pub dx: Option<Tensor>,
     /// In the residual, where there was one.
     pub dresidual: Option<Tensor>,
@@ -74,9 +73,10 @@ impl Layer for Residual {
         let Gradients { dx, dresidual } = last.backward_block(
             dy,
             Back {
+                grads: back.grads,
                 input: back.input || !rest.is_empty(),
+                plus: None,
                 before,
-                ..back
             },
         )?;
         let straight = dresidual.expect("forward gave it one");
@@ -84,13 +84,14 @@ impl Layer for Residual {
             Some(shortcut) => shortcut.backward(straight, back)?,
             None => Some(straight),
         };
-        let bent = match dx {
-            Some(dx) => chain::backward(rest, dx, back)?,
-            None => None,
+        // The body's first block adds the other branch's gradient.
+        let back = Back {
+            plus: straight.as_ref(),
+            ..back
         };
-        match (bent, straight) {
-            (Some(bent), Some(straight)) => Ok(Some(add::forward(bent, &straight)?)),
-            _ => Ok(None),
+        match dx {
+            Some(dx) => chain::backward(rest, dx, back),
+            None => Ok(None),
         }
     }
 

@@ -60,7 +60,7 @@ pub fn input_grad<'w>(dy: &Tensor, w: impl Into<Weights<'w>>) -> Result<Tensor> 
     let w = w.into();
     expect_rows(OP, "dy", dy.shape())?;
     expect_rows(OP, "w", w.shape())?;
-    conv2d::input_grad_of(OP, dy, w, dy.shape().with_c(w.shape().c), CONV)
+    conv2d::input_grad_of(OP, dy, w, dy.shape().with_c(w.shape().c), CONV, None)
 }
 
 /// Adds `dy^T x` to `dw` and the column sums of `dy` to `db`.

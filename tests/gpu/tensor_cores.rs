@@ -61,20 +61,22 @@ fn results(gpu: &Gpu, case: &Case, dtype: DType, normals: Normals) -> Result<Vec
     let b = case.bias.then_some(&b);
     let noise = draw(case.x.n, normals);
     let noisy = noise::forward(&x, &noise)?;
+    let plus = case.bias.then_some(&x);
     Ok(vec![
         conv2d::forward(&x, &w, b, case.conv)?,
         noisy_conv2d::forward(&x, &noise, &w, b, case.conv)?,
-        conv2d::input_grad(&dy, &w, case.x, case.conv)?,
+        conv2d::input_grad_plus(&dy, &w, case.x, case.conv, plus)?,
         conv2d::forward(&noisy, &w, b, case.conv)?,
     ])
 }
 
-/// y and dx.
+/// y and dx (where there is a bias with something else added to it).
 fn on_cpu(case: &Case, i: &Inputs, dtype: DType) -> Vec<Tensor> {
     let [x, dy, w, b] = [&i.x, &i.dy, &i.w, &i.b].map(|t| t.to_dtype(dtype).unwrap());
+    let plus = case.bias.then_some(&x);
     vec![
         conv2d::forward(&x, &w, case.bias.then_some(&b), case.conv).unwrap(),
-        conv2d::input_grad(&dy, &w, case.x, case.conv).unwrap(),
+        conv2d::input_grad_plus(&dy, &w, case.x, case.conv, plus).unwrap(),
     ]
 }
 
@@ -255,9 +257,10 @@ fn tf32_rounds_the_operands_and_nothing_else() {
                     let b = case.bias.then_some(&b);
                     let noise = draw(case.x.n, Normals::Fast);
                     let noisy = noise::forward(&x, &noise)?;
+                    let plus = case.bias.then_some(&x);
                     Ok(vec![
                         conv2d::forward(&x, &w, b, case.conv)?,
-                        conv2d::input_grad(&dy, &w, case.x, case.conv)?,
+                        conv2d::input_grad_plus(&dy, &w, case.x, case.conv, plus)?,
                         noisy_conv2d::forward(&x, &noise, &w, b, case.conv)?,
                         conv2d::forward(&noisy, &w, b, case.conv)?,
                     ])

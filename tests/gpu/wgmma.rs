@@ -36,6 +36,11 @@ const CASES: &[[usize; 9]] = &[
     [2, 5, 4, 64, 128, 3, 1, 1, 2],
     [2, 5, 7, 64, 136, 1, 1, 0, 1],
     [3, 4, 4, 64, 80, 1, 1, 0, 2],
+    // Strides.
+    [2, 9, 8, 40, 136, 3, 2, 1, 1],
+    [3, 6, 5, 64, 64, 3, 2, 2, 2],
+    [2, 7, 6, 40, 136, 1, 2, 0, 1],
+    [3, 8, 5, 64, 64, 1, 3, 0, 2],
 ];
 
 /// The kernel's instances, by their numbers; where one has no cut for a shape, another takes its place.
@@ -70,9 +75,10 @@ fn agrees_with_the_cpu() {
         let results = |activation: &dyn Fn(&Tensor) -> Result<Tensor>,
                        parameter: &dyn Fn(&Tensor) -> Result<Tensor>| {
             let (w, b) = (parameter(&i.w)?, parameter(&i.b)?);
-            let b = case.bias.then_some(&b);
-            let y = conv2d::forward(&activation(&i.x)?, &w, b, case.conv)?;
-            let dx = conv2d::input_grad(&activation(&i.dy)?, &w, case.x, case.conv)?;
+            let (x, b) = (activation(&i.x)?, case.bias.then_some(&b));
+            let plus = case.bias.then_some(&x);
+            let y = conv2d::forward(&x, &w, b, case.conv)?;
+            let dx = conv2d::input_grad_plus(&activation(&i.dy)?, &w, case.x, case.conv, plus)?;
             Ok(vec![y, dx])
         };
         let mut all = Vec::new();
@@ -122,6 +128,9 @@ fn weight_gradients_agree_with_the_cpu() {
         [40, 16, 8, 64, 32, 3, 1, 1, 1],
         [3, 16, 16, 136, 264, 1, 1, 0, 1],
         [6, 8, 8, 80, 40, 1, 1, 0, 1],
+        [9, 9, 11, 40, 72, 3, 2, 1, 1],
+        [17, 6, 6, 128, 64, 3, 2, 1, 2],
+        [6, 9, 8, 80, 40, 1, 2, 0, 1],
     ];
     let more = more.map(|case| (Case::new(case), DType::BF16));
     for (at, (case, dtype)) in cases().chain(more).enumerate() {

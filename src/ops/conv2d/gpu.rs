@@ -10,6 +10,7 @@ use super::{Conv2d, Input, Weights, mma_weight_grad, plan, wgmma, wgmma_weight_g
 use crate::error::Result;
 use crate::gpu::kernels::conv2d as kernels;
 use crate::gpu::{Gpu, Ptr, launch_blocks};
+use crate::ops::add;
 use crate::ops::noise::gpu::Fused;
 use crate::ops::noise::{self, Noise};
 use crate::ops::spans::divisor;
@@ -150,8 +151,8 @@ pub(super) fn input_grad(
     w: Weights<'_>,
     x_shape: Shape,
     conv: Conv2d,
+    plus: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let mut dx = Tensor::uninit(gpu, x_shape, dy.dtype())?;
     let plan = tensor_cores(
         op,
         gpu,
@@ -164,11 +165,21 @@ pub(super) fn input_grad(
         false,
     )?;
     if let Some(plan) = plan {
-        let operands = Operands::plain(dx.ptr_mut()?, dy.ptr(), None);
+        // What no kernel pixel meets.
+        let mut dx = match (plan.covers(), plus) {
+            (true, _) => Tensor::uninit(gpu, x_shape, dy.dtype())?,
+            (false, Some(plus)) => plus.duplicate()?,
+            (false, None) => Tensor::full_on(&dy.device(), x_shape, dy.dtype(), 0.0)?,
+        };
+        let operands = Operands {
+            residual: plus.map_or(Ptr::null(), Tensor::ptr),
+            ..Operands::plain(dx.ptr_mut()?, dy.ptr(), None)
+        };
         plan.convolve(gpu, w, &operands, &Fused::none())?;
         return Ok(dx);
     }
     let plan = plan::direct(op, true, x_shape, w.shape(), dy.shape(), conv)?;
+    let mut dx = Tensor::uninit(gpu, x_shape, dy.dtype())?;
     kernels::conv2d_input_grad(
         gpu,
         dy.dtype(),
@@ -180,7 +191,7 @@ pub(super) fn input_grad(
         w.ptr(),
         plan.p,
     )?;
-    Ok(dx)
+    add::to(dx, plus)
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -30,6 +30,7 @@ mod weights;
 mod wgmma;
 mod wgmma_weight_grad;
 
+use super::add;
 use super::ensemble::repeat;
 use super::isa::Isa;
 use super::noise::{self, Noise};
@@ -185,16 +186,29 @@ pub fn input_grad<'w>(
     x_shape: Shape,
     conv: Conv2d,
 ) -> Result<Tensor> {
-    input_grad_of("conv2d::input_grad", dy, w.into(), x_shape, conv)
+    input_grad_plus(dy, w, x_shape, conv, None)
 }
 
-/// [`input_grad`]; `op` is the name errors carry.
+/// [`input_grad`], and `plus`, `[n, h, w, c_in]` like it, what `x` got from elsewhere: on tensor cores they are added
+/// before the sum is rounded.
+pub fn input_grad_plus<'w>(
+    dy: &Tensor,
+    w: impl Into<Weights<'w>>,
+    x_shape: Shape,
+    conv: Conv2d,
+    plus: Option<&Tensor>,
+) -> Result<Tensor> {
+    input_grad_of("conv2d::input_grad", dy, w.into(), x_shape, conv, plus)
+}
+
+/// [`input_grad_plus`]; `op` is the name errors carry.
 pub(super) fn input_grad_of(
     op: &'static str,
     dy: &Tensor,
     w: Weights<'_>,
     x_shape: Shape,
     conv: Conv2d,
+    plus: Option<&Tensor>,
 ) -> Result<Tensor> {
     let y_shape = conv.output_shape(op, x_shape, w.shape())?;
     w.expect(op, "w", w.shape(), w.kind().master())?;
@@ -204,15 +218,19 @@ pub(super) fn input_grad_of(
         false => w.dtype(),
     };
     dy.expect(op, "dy", y_shape, w.kind().with(dtype))?;
-    if let Some(gpu) = w.gpu() {
-        return gpu::input_grad(op, gpu, dy, w, x_shape, conv);
+    if let Some(plus) = plus {
+        plus.expect(op, "plus", x_shape, dy.kind())?;
     }
-    dispatch!(w.dtype(), T => {
+    if let Some(gpu) = w.gpu() {
+        return gpu::input_grad(op, gpu, dy, w, x_shape, conv, plus);
+    }
+    let dx = dispatch!(w.dtype(), T => {
         let dx = input_grad::input_grad::<T>(
             Isa::current(), dy.data(), y_shape, w.data(), w.shape(), x_shape, conv,
         );
         Tensor::from_vec(x_shape, dx)
-    })
+    })?;
+    add::to(dx, plus)
 }
 
 /// Adds the gradients in `w` and `b` to `dw` and `db`.

@@ -28,7 +28,6 @@ const STAGING: usize = 2 * 8 * 2048;
 /// Elements of packed weights that a box takes in a row: eight rows of a slab.
 const LINE: usize = 256;
 const MAX_STAGES: usize = 8;
-const MAX_PATCHES: usize = 3;
 /// Most elements of a box in a dimension.
 const MAX_BOX: usize = 256;
 
@@ -50,14 +49,60 @@ const THREE: [Instance; 3] = [
     Instance { mt: 4, n: 64 },
     Instance { mt: 2, n: 64 },
 ];
+const THREE_STRIDED: [Instance; 1] = [Instance { mt: 1, n: 128 }];
 const ONE: [Instance; 1] = [Instance { mt: 2, n: 128 }];
 
-/// A convolution of stride 1 from `from` to `to`, forward or backward.
+/// What a kernel sees of a tensor: every so many of its rows and columns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View {
+    /// Of what it sees.
+    pub seen: Shape,
+    /// Of the tensor.
+    whole: Shape,
+    every: usize,
+}
+
+impl View {
+    pub fn whole(tensor: Shape) -> View {
+        View {
+            seen: tensor,
+            whole: tensor,
+            every: 1,
+        }
+    }
+
+    /// Of a convolution's `x` the pixels that a 1x1 kernel without padding meets, to make `y`.
+    pub fn under_point(x: Shape, y: Shape, conv: Conv2d) -> View {
+        View {
+            seen: y.with_c(x.c),
+            whole: x,
+            every: conv.stride,
+        }
+    }
+
+    /// Pixels of the tensor to the next one seen below, and beside.
+    fn pitch(&self) -> [usize; 2] {
+        [self.every * self.whole.w, self.every]
+    }
+
+    /// As (channels, images, columns, rows), images inside of columns and rows, in boxes of so many.
+    pub fn map(&self, gpu: &Gpu, tensor: Ptr, boxes: [usize; 4]) -> Result<TensorMap> {
+        let Shape { n, h, w, c } = self.seen;
+        let [down, across] = self.pitch();
+        let boxes = boxes.map(|size| size as u32);
+        let strides = [self.whole.row_len(), across * c, down * c];
+        TensorMap::new(gpu, tensor, [c, n, w, h], strides, boxes)
+    }
+}
+
+/// A convolution from `from` to `to`, forward or backward.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Problem {
-    from: Shape,
-    to: Shape,
+    from: View,
+    to: View,
     k: usize,
+    /// The stride of a 3x3 kernel, forward.
+    step: usize,
     /// Zeros before the first pixel that its first tap meets.
     pad: usize,
     groups: usize,
@@ -88,24 +133,35 @@ impl Problem {
         conv: Conv2d,
     ) -> Option<Problem> {
         let k = w.h;
-        if !matches!(k, 1 | 3) || conv.stride != 1 || conv.pad >= k {
+        let strides = match (k, backward) {
+            (1, _) => 1..=usize::MAX,
+            (3, false) => 1..=2,
+            (3, true) => 1..=1,
+            _ => return None,
+        };
+        if !strides.contains(&conv.stride) || conv.pad >= k {
             return None;
         }
-        let (from, to, pad) = match backward {
-            false => (x, y, conv.pad),
-            true => (y, x, k - 1 - conv.pad),
+        let (x, step) = match k {
+            1 => (View::under_point(x, y, conv), 1),
+            _ => (View::whole(x), conv.stride),
         };
-        let (from_group, to_group) = (from.c / conv.groups, to.c / conv.groups);
+        let (from, to, pad) = match backward {
+            false => (x, View::whole(y), conv.pad),
+            true => (View::whole(y), x, k - 1 - conv.pad),
+        };
+        let (from_group, to_group) = (from.seen.c / conv.groups, to.seen.c / conv.groups);
         // 16 bytes at a time; a chunk of zeros and a quarter of a tile's columns may be idle, not more.
         let channels = from_group.is_multiple_of(8)
             && to_group.is_multiple_of(8)
             && from_group >= CHUNK
             && to_group >= CHUNK
             && (conv.groups == 1 || from_group.is_multiple_of(CHUNK));
-        (channels && counts(from) && counts(to)).then_some(Problem {
+        (channels && counts(from.whole) && counts(to.whole)).then_some(Problem {
             from,
             to,
             k,
+            step,
             pad,
             groups: conv.groups,
             backward,
@@ -113,11 +169,26 @@ impl Problem {
     }
 
     fn columns(&self) -> usize {
-        self.to.c / self.groups
+        self.to.seen.c / self.groups
     }
 
     fn chunks(&self) -> usize {
-        (self.from.c / self.groups).div_ceil(CHUNK)
+        (self.from.seen.c / self.groups).div_ceil(CHUNK)
+    }
+
+    /// The instances that may have a cut, numbered on from FIRST_BLOCKING.
+    fn instances(&self) -> &'static [Instance] {
+        match (self.k, self.step) {
+            (1, _) => &ONE,
+            (_, 1) => &THREE,
+            _ => &THREE_STRIDED,
+        }
+    }
+
+    /// Patches on their way or in use, at most. Two are in use: one warpgroup is a chunk ahead of the other, which in 1x1
+    /// kernels takes no longer than a fraction of a load.
+    fn most_patches(&self) -> usize {
+        if self.k == 1 { 8 } else { 3 }
     }
 
     fn slab_rows(&self) -> usize {
@@ -127,7 +198,7 @@ impl Problem {
     /// The cheapest cut on a device of so many multiprocessors; with a 2x2 max pool behind it there may be none. Only
     /// by the instance of this number, where it has a cut.
     pub fn plan(&self, multiprocessors: usize, pool: bool, blocking: Option<u32>) -> Option<Plan> {
-        let instances: &[Instance] = if self.k == 3 { &THREE } else { &ONE };
+        let instances = self.instances();
         let instance = |number: u32| instances.get(number.checked_sub(FIRST_BLOCKING)? as usize);
         let only = blocking.and_then(instance);
         if only.is_some() {
@@ -141,8 +212,7 @@ impl Problem {
 
     /// Numbers of the instances that may have a cut.
     pub fn numbers(&self) -> std::ops::Range<u32> {
-        let instances = if self.k == 3 { THREE.len() } else { ONE.len() };
-        FIRST_BLOCKING..FIRST_BLOCKING + instances as u32
+        FIRST_BLOCKING..FIRST_BLOCKING + self.instances().len() as u32
     }
 
     fn best<'a>(
@@ -153,11 +223,12 @@ impl Problem {
     ) -> Option<Plan> {
         let plans = instances.flat_map(|&instance| {
             let most = CONSUMERS / 2;
-            let cols = cuts(self.to.w, most);
+            let to = self.to.seen;
+            let cols = cuts(to.w, most);
             cols.flat_map(move |cols| {
-                let bands = cuts(self.to.h.div_ceil(instance.mt), most / cols);
+                let bands = cuts(to.h.div_ceil(instance.mt), most / cols);
                 bands.flat_map(move |bands| {
-                    let images = (most / (bands * cols)).min(self.from.n);
+                    let images = (most / (bands * cols)).min(to.n);
                     let halves = std::iter::successors(Some(images), |&n| (n > 1).then_some(n / 2));
                     halves.filter_map(move |images| Plan::new(*self, instance, images, bands, cols))
                 })
@@ -188,17 +259,6 @@ pub(super) fn dims(s: Shape) -> Dims {
         w: s.w as u32,
         c: s.c as u32,
     }
-}
-
-/// A tensor as (channels, images, columns, rows), images inside of columns and rows, in boxes of so many.
-pub(super) fn tensor_map(
-    gpu: &Gpu,
-    tensor: Ptr,
-    Shape { n, h, w, c }: Shape,
-    boxes: [usize; 4],
-) -> Result<TensorMap> {
-    let boxes = boxes.map(|size| size as u32);
-    TensorMap::new(gpu, tensor, [c, n, w, h], [h * w * c, c, w * c], boxes)
 }
 
 /// Sizes of equal parts of `len`, none larger than `most`, each once.
@@ -236,11 +296,10 @@ impl Plan {
         bands: usize,
         cols: usize,
     ) -> Option<Plan> {
-        let Problem {
-            from, to, k, pad, ..
-        } = problem;
+        let Problem { k, step, pad, .. } = problem;
+        let (from, to) = (problem.from.seen, problem.to.seen);
         let rows = bands * instance.mt;
-        let full = images * bands * cols == CONSUMERS / 2 && k == 3 && pad == 1;
+        let full = images * bands * cols == CONSUMERS / 2 && k == 3 && step == 1 && pad == 1;
         // Where all pixels of a warpgroup have one row (or column), its taps outside of the image are passed over,
         // and the patch needs no zeros there.
         let bare_rows =
@@ -257,8 +316,8 @@ impl Plan {
             cols,
             rows_before,
             cols_before,
-            patch_rows: rows + more_rows,
-            patch_cols: cols + more_cols,
+            patch_rows: step * (rows - 1) + 1 + more_rows,
+            patch_cols: step * (cols - 1) + 1 + more_cols,
             patches: 0,
             stages: 0,
         };
@@ -273,7 +332,7 @@ impl Plan {
 
     /// How many patches and stages there is space for beside so many bytes.
     fn rings(&self, other: usize) -> Option<(usize, usize)> {
-        (2..=MAX_PATCHES).rev().find_map(|patches| {
+        (2..=self.problem.most_patches()).rev().find_map(|patches| {
             let left = (SHARED - STAGING - other).checked_sub(patches * self.patch_bytes())?;
             let stages = (left / self.stage_bytes()).min(MAX_STAGES);
             (stages >= patches).then_some((patches, stages))
@@ -335,7 +394,7 @@ impl Plan {
 
     /// Tiles: of images, down, across, columns.
     fn tiles(&self) -> [usize; 4] {
-        let to = self.problem.to;
+        let to = self.problem.to.seen;
         [
             to.n.div_ceil(self.images),
             to.h.div_ceil(self.rows()),
@@ -347,12 +406,14 @@ impl Plan {
     /// Products (of 64 pixels by `n` by 16) of a chunk's half in both warpgroups of a tile, on average, of those that
     /// the kernel does not pass over.
     fn products(&self) -> f64 {
-        let Problem { k, from, pad, .. } = self.problem;
+        let Problem { k, step, pad, .. } = self.problem;
+        let from = self.problem.from.seen;
         let [_, down, across, _] = self.tiles();
         let mt = self.instance.mt;
         let used = self.images * self.bands * self.cols;
+        let all = k == 1 || step > 1;
         let meets = |span: (usize, usize), origin: usize, f: usize, size: usize| {
-            k == 1 || origin + span.1 + f >= pad && origin + span.0 + f < pad + size
+            all || origin + span.1 + f >= pad && origin + span.0 + f < pad + size
         };
         let mut total = 0;
         for m0 in [0, GROUP_ROWS] {
@@ -388,13 +449,18 @@ impl Plan {
     /// What limits a tile, in clocks of one multiprocessor.
     fn limits(&self) -> Limits {
         let Instance { mt, n } = self.instance;
-        let k = self.problem.k;
+        let Problem { k, step, .. } = self.problem;
         let chunks = self.problem.chunks() as f64;
         let products = 2.0 * self.products() * chunks;
         // 16 channels of 64 pixels are 2 KB, those of n weights 32 n bytes; what is copied is written once more.
-        let fragments = (2 * 2 * k * (mt + k - 1)) as f64 * chunks * 2048.0;
-        let row = self.images * self.cols;
-        let conflicts = if row.is_multiple_of(8) { 1.0 } else { 1.5 };
+        let fragments = (2 * 2 * k * (step * (mt - 1) + k)) as f64 * chunks * 2048.0;
+        // Of the images and columns that lie one behind the other; with a stride every other one does.
+        let row = self.images * if step == 1 { self.cols } else { 1 };
+        let conflicts = match row.is_multiple_of(8) {
+            true => 1.0,
+            false if step == 1 => 1.5,
+            false => 2.0,
+        };
         let normals = chunks * (self.patch_pixels() * CHUNK) as f64;
         let copied = chunks * (self.patch_pixels() * SLAB_ROW + k * self.stage_bytes()) as f64;
         Limits {
@@ -415,8 +481,12 @@ impl Plan {
         let limits = self.limits();
         let tiles: usize = self.tiles().iter().product();
         // MUFU counts without noise too: it stands for the size of the patches, and the cuts that it leads to were the
-        // fastest of those measured. What is nearly as busy as the busiest is not free.
-        let drawing = if noise { limits.noise } else { limits.mufu };
+        // fastest of those measured (1x1 kernels' are all alike). What is nearly as busy as the busiest is not free.
+        let drawing = match noise {
+            true => limits.noise,
+            false if self.problem.k == 1 => 0.0,
+            false => limits.mufu,
+        };
         let parts = [limits.tensor, limits.shared, limits.l2, drawing];
         let busiest = parts
             .iter()
@@ -429,8 +499,8 @@ impl Plan {
 
     /// The number of the instance, and a tile's rows and columns of the product.
     pub fn blocking(&self) -> (u32, [usize; 2]) {
-        let instances: &[Instance] = if self.problem.k == 3 { &THREE } else { &ONE };
-        let at = instances.iter().position(|i| *i == self.instance);
+        let mut instances = self.problem.instances().iter();
+        let at = instances.position(|i| *i == self.instance);
         let Instance { mt, n } = self.instance;
         let number = FIRST_BLOCKING + at.unwrap_or_default() as u32;
         (number, [2 * GROUP_ROWS * mt, n])

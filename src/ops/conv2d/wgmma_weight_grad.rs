@@ -3,7 +3,7 @@
 
 use super::Conv2d;
 use super::model::{Card, Times};
-use super::wgmma::{counts, cuts, dims, runs_on, tensor_map};
+use super::wgmma::{View, counts, cuts, dims, runs_on};
 use crate::error::Result;
 use crate::gpu::kernels::WeightPatches;
 use crate::gpu::kernels::conv2d_wgmma_weight_grad as kernels;
@@ -33,12 +33,14 @@ const MAX_BOX: usize = 256;
 /// Most elements of all splits.
 const PARTIAL: usize = 64 << 20;
 
-/// A weight gradient of stride 1.
+/// A weight gradient.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Problem {
-    x: Shape,
+    x: View,
     y: Shape,
     k: usize,
+    /// The stride of a 3x3 kernel.
+    step: usize,
     pad: usize,
     groups: usize,
     bias: bool,
@@ -84,16 +86,20 @@ impl Problem {
             && group_out.is_multiple_of(8)
             && group_in >= CHANNELS / 2
             && group_out >= CHANNELS / 2;
-        (matches!(k, 1 | 3)
-            && conv.stride == 1
+        let (seen, step) = match k {
+            1 => (View::under_point(x, y, conv), 1),
+            _ => (View::whole(x), conv.stride),
+        };
+        (matches!((k, step), (1, _) | (3, 1 | 2))
             && conv.pad < k
             && channels
             && counts(x)
             && counts(y))
         .then_some(Problem {
-            x,
+            x: seen,
             y,
             k,
+            step,
             pad: conv.pad,
             groups: conv.groups,
             bias,
@@ -101,7 +107,7 @@ impl Problem {
     }
 
     fn group_in(&self) -> usize {
-        self.x.c / self.groups
+        self.x.seen.c / self.groups
     }
 
     fn group_out(&self) -> usize {
@@ -126,7 +132,9 @@ impl Problem {
         for cols in widths {
             for rows in cuts(self.y.h, most / cols) {
                 let images = std::iter::successors(Some(first), |&i| Some(2 * i));
-                for images in images.take_while(|&i| i * rows * cols <= MAX_PIXELS) {
+                // With a stride, sixteen pixels are the images of a column or of two.
+                let fits = |i: usize| i * rows * cols <= MAX_PIXELS && (self.step == 1 || i <= 16);
+                for images in images.take_while(|&i| fits(i)) {
                     let plan = |&n| Plan::new(*self, n, images, rows, cols, card);
                     plans.extend(sizes.iter().filter_map(plan));
                 }
@@ -211,8 +219,12 @@ impl Plan {
 
     /// Images, rows and columns.
     fn patch(&self) -> [usize; 3] {
-        let more = self.problem.k - 1;
-        [self.images, self.rows + more, self.cols + more]
+        let Problem { k, step, .. } = self.problem;
+        [
+            self.images,
+            step * (self.rows - 1) + k,
+            step * (self.cols - 1) + k,
+        ]
     }
 
     fn patch_bytes(&self) -> usize {
@@ -354,8 +366,9 @@ impl Plan {
         let Problem { x: from, y: to, .. } = self.problem;
         let [images, patch_rows, patch_cols] = self.patch();
         let [_, channels] = self.patches();
-        let x_map = tensor_map(gpu, x, from, [channels, images, patch_cols, patch_rows])?;
-        let y_map = tensor_map(gpu, dy, to, [CHANNELS, images, self.cols, self.rows])?;
+        let x_map = from.map(gpu, x, [channels, images, patch_cols, patch_rows])?;
+        let tile = [CHANNELS, images, self.cols, self.rows];
+        let y_map = View::whole(to).map(gpu, dy, tile)?;
         let threads = if self.problem.k == 1 { 288 } else { 512 };
         kernels::conv2d_wgmma_weight_grad(
             gpu,
@@ -379,8 +392,8 @@ impl Plan {
         let problem = self.problem;
         let [_, patch_rows, patch_cols] = self.patch();
         WeightPatches {
-            x: dims(problem.x),
             y: dims(problem.y),
+            step: problem.step as u32,
             pad: problem.pad as u32,
             group_in: problem.group_in() as u32,
             group_out: problem.group_out() as u32,
@@ -393,7 +406,11 @@ impl Plan {
             patch_rows: patch_rows as u32,
             patch_cols: patch_cols as u32,
             line: self.line() as u32,
-            skip: ((patch_cols - self.cols) * self.images) as u32,
+            octet: match self.images {
+                8 => 8 * problem.step as u32,
+                _ => 8,
+            },
+            skip: (problem.step * (patch_cols - self.cols) * self.images) as u32,
             tiles: self.tiles() as u32,
             split_tiles: self.split_tiles as u32,
             by_down: divisor(self.down()),

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::gpu::kernels::{Epilogue, Gemm, conv2d_mma as kernels, pack};
 use crate::gpu::{Buffer, Gpu, Ptr, launch_blocks};
 use crate::ops::conv2d::packs::pieces;
-use crate::ops::conv2d::{Input, Weights};
+use crate::ops::conv2d::{Input, Weights, wgmma};
 use crate::ops::noise::gpu::Fused;
 use crate::ops::spans::divisor;
 use crate::tensor::{DType, Tensor};
@@ -66,6 +66,11 @@ impl Plan {
         }
         let tiles = self.blocks / (self.gemm.blocks * self.gemm.supergroups) as usize;
         tiles * if self.blocking.tall { WARPS } else { 2 }
+    }
+
+    /// Whether every pixel of the result is written; the others are to be there before.
+    pub fn covers(&self) -> bool {
+        self.wgmma.as_ref().is_none_or(wgmma::Plan::covers)
     }
 
     /// An epilogue that only stores.

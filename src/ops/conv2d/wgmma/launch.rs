@@ -1,6 +1,6 @@
 //! A plan's launch: its tensor maps, and the plan as the kernel takes it.
 
-use super::{CHUNK, LINE, Plan, Problem, SLAB_ROW, dims, tensor_map};
+use super::{CHUNK, LINE, Plan, Problem, SLAB_ROW, dims};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d_wgmma as kernels;
 use crate::gpu::kernels::{Epilogue, Halo};
@@ -28,15 +28,15 @@ impl Plan {
             (input, _) => self.noise_bytes(input != 0),
         };
         let plan = self.beside(for_noise);
-        let mut halo = plan.halo();
+        let mut halo = plan.halo(epilogue.pool != 0);
         let patch = [CHUNK, self.images, self.patch_cols, self.patch_rows];
-        let map = tensor_map(gpu, o.x, self.problem.from, patch)?;
+        let map = self.problem.from.map(gpu, o.x, patch)?;
         let weights = self.weights_map(gpu, packed)?;
         let whole = epilogue.pool == 0 && epilogue.noise == 0;
         let boxes = match self.fragment_box().filter(|_| whole) {
             Some(size) => {
                 halo.boxes = 1;
-                tensor_map(gpu, o.y, self.problem.to, size)?
+                self.problem.to.map(gpu, o.y, size)?
             }
             // Not read.
             None => map,
@@ -46,6 +46,7 @@ impl Plan {
             gpu,
             dtype,
             self.problem.k as u32,
+            self.problem.step as u32,
             self.instance.mt as u32,
             self.instance.n as u32,
             [halo.blocks, 1, 1],
@@ -99,16 +100,30 @@ impl Plan {
         )
     }
 
-    /// As the kernel takes it.
-    fn halo(&self) -> Halo {
+    /// Whether every pixel of the result is written.
+    pub fn covers(&self) -> bool {
+        self.problem.to.every == 1
+    }
+
+    /// As the kernel takes it; with a pool behind it, whose results are a quarter.
+    fn halo(&self, pool: bool) -> Halo {
         let problem = self.problem;
         let [images, down, across, blocks] = self.tiles();
+        let (from, to) = (problem.from, problem.to);
+        let [from_row, from_col] = from.pitch();
+        let [to_row, to_col] = to.pitch();
+        let half = u32::from(pool);
         Halo {
-            from: dims(problem.from),
-            to: dims(problem.to),
+            from: dims(from.seen),
+            to: dims(to.seen),
+            from_row: from_row as u32,
+            from_col: from_col as u32,
+            to_image: (to.whole.h as u32 >> half) * (to.whole.w as u32 >> half),
+            to_row: to_row as u32 >> half,
+            to_col: to_col as u32,
             pad: problem.pad as u32,
             flip: problem.backward.into(),
-            group_from: (problem.from.c / problem.groups) as u32,
+            group_from: (from.seen.c / problem.groups) as u32,
             group_to: problem.columns() as u32,
             chunks: problem.chunks() as u32,
             images: self.images as u32,

@@ -14,13 +14,16 @@ fn problem(x: Shape, c_out: usize, k: usize, backward: bool, conv: Conv2d) -> Op
 
 #[test]
 fn takes_what_its_loads_can_take() {
-    let takes = |c_in, c_out, k, stride, pad, groups| {
+    let takes_back = |c_in, c_out, k, stride, pad, groups, backward| {
         let conv = Conv2d {
             stride,
             pad,
             groups,
         };
-        problem(Shape::new(2, 9, 9, c_in), c_out, k, false, conv).is_some()
+        problem(Shape::new(2, 9, 9, c_in), c_out, k, backward, conv).is_some()
+    };
+    let takes = |c_in, c_out, k, stride, pad, groups| {
+        takes_back(c_in, c_out, k, stride, pad, groups, false)
     };
     assert!(takes(64, 64, 3, 1, 1, 1));
     assert!(takes(40, 72, 3, 1, 0, 1));
@@ -31,8 +34,13 @@ fn takes_what_its_loads_can_take() {
     assert!(!takes(68, 64, 3, 1, 1, 1));
     assert!(!takes(64, 68, 3, 1, 1, 1));
     assert!(!takes(96, 64, 3, 1, 1, 2));
-    // Strides, other kernels, more padding than taps.
-    assert!(!takes(64, 64, 3, 2, 1, 1));
+    // Strides of 3x3 kernels are for the way forward.
+    for backward in [false, true] {
+        assert!(takes_back(64, 64, 1, 3, 0, 1, backward));
+        assert!(takes_back(64, 64, 3, 2, 1, 1, backward) != backward);
+    }
+    assert!(!takes(64, 64, 3, 3, 1, 1));
+    // Other kernels, more padding than taps.
     assert!(!takes(64, 64, 5, 1, 2, 1));
     assert!(!takes(64, 64, 3, 1, 3, 1));
     assert!(!takes(64, 64, 1, 1, 1, 1));
@@ -71,9 +79,27 @@ fn plans() -> Vec<Plan> {
                 }
             }
         }
-        let point = Conv2d { pad: 0, ..SAME };
-        let found = problem(Shape::new(n, h, w, 64), c_out, 1, false, point).unwrap();
-        plans.push(found.plan(4, false, None).unwrap());
+        let x = Shape::new(n, h, w, 64);
+        for stride in [1, 2, 3] {
+            let point = Conv2d {
+                stride,
+                pad: 0,
+                groups: 1,
+            };
+            for backward in [false, true] {
+                let found = problem(x, c_out, 1, backward, point).unwrap();
+                plans.push(found.plan(4, false, None).unwrap());
+            }
+        }
+        for pad in [1, 2] {
+            let strided = Conv2d {
+                stride: 2,
+                pad,
+                groups: 1,
+            };
+            let found = problem(x, c_out, 3, false, strided).unwrap();
+            plans.push(found.plan(132, false, None).unwrap());
+        }
     }
     plans
 }
@@ -84,9 +110,9 @@ fn pixel(plan: &Plan, m: usize) -> Option<([usize; 3], isize)> {
     let (line, image) = (m / plan.images, m % plan.images);
     let (band, col) = (line / plan.cols, line % plan.cols);
     let row = band * plan.instance.mt;
-    let pad = plan.problem.pad as isize;
-    let down = row as isize + plan.rows_before as isize - pad;
-    let across = col as isize + plan.cols_before as isize - pad;
+    let Problem { step, pad, .. } = plan.problem;
+    let under = |at: usize, before: usize| (step * at + before) as isize - pad as isize;
+    let (down, across) = (under(row, plan.rows_before), under(col, plan.cols_before));
     let under = (down * plan.patch_cols as isize + across) * plan.images as isize + image as isize;
     (band < plan.bands).then_some(([image, row, col], under))
 }
@@ -109,10 +135,10 @@ fn span(plan: &Plan, group: usize) -> Option<([usize; 2], [usize; 2])> {
 #[test]
 fn every_tap_finds_its_pixel_in_the_patch() {
     for plan in plans() {
-        let Problem {
-            from, to, k, pad, ..
-        } = plan.problem;
+        let Problem { k, step, pad, .. } = plan.problem;
+        let (from, to) = (plan.problem.from.seen, plan.problem.to.seen);
         let mt = plan.instance.mt;
+        let fragments = step * (mt - 1) + k;
         let [images, down, across, _] = plan.tiles();
         let mut written = vec![0u8; to.pixels()];
         let tiles = (0..images).flat_map(|n| (0..down * across).map(move |at| (n, at)));
@@ -134,13 +160,14 @@ fn every_tap_finds_its_pixel_in_the_patch() {
                     let Some(([image, row, col], under)) = pixel(&plan, m) else {
                         continue;
                     };
-                    for (f, v) in (0..mt + k - 1).flat_map(|f| (0..k).map(move |v| (f, v))) {
-                        let (r, c) = (r0 + row + f, c0 + col + v);
+                    for (f, v) in (0..fragments).flat_map(|f| (0..k).map(move |v| (f, v))) {
+                        let (r, c) = (step * (r0 + row) + f, step * (c0 + col) + v);
                         let inside = (r.wrapping_sub(pad) < from.h)
                             && c.wrapping_sub(pad) < from.w
                             && n0 + image < from.n;
-                        let edge = f == 0 || f + 2 == mt + k;
+                        let edge = f == 0 || f + 1 == fragments;
                         let skipped = k > 1
+                            && step == 1
                             && (!meets(cols, c0, v, from.w) || edge && !meets(rows, r0, f, from.h));
                         if skipped {
                             assert!(!inside, "{plan:?}: a tap that matters is passed over");
@@ -155,8 +182,8 @@ fn every_tap_finds_its_pixel_in_the_patch() {
                         let (at_row, at_col) =
                             (at_line / plan.patch_cols, at_line % plan.patch_cols);
                         assert_eq!(at_image, image);
-                        assert_eq!(r0 + at_row + pad, r + plan.rows_before);
-                        assert_eq!(c0 + at_col + pad, c + plan.cols_before);
+                        assert_eq!(step * r0 + at_row + pad, r + plan.rows_before);
+                        assert_eq!(step * c0 + at_col + pad, c + plan.cols_before);
                     }
                     for r in r0 + row..r0 + row + mt {
                         if n0 + image < to.n && r < to.h && c0 + col < to.w {
@@ -221,7 +248,13 @@ fn shared_memory_has_no_bank_conflicts() {
                 .iter()
                 .enumerate()
                 .all(|(i, &at)| at == first + i as isize);
-            assert!(straight, "{plan:?}");
+            let strided = plan.problem.step > 1 && plan.images % 8 != 0;
+            assert!(straight != strided, "{plan:?}");
+            // Every other column, unless eight images lie between them.
+            if strided {
+                let places = rows.iter().map(|&at| place((at - first) as usize, 0));
+                assert_eq!(conflicts(places), 2, "{plan:?}");
+            }
         }
     }
     // Noise: lane l takes piece l % 4 of pixel l / 4; a phase is eight lanes.

@@ -2,8 +2,12 @@ use super::*;
 use crate::ops::conv2d::model::CARDS;
 
 fn problem(x: Shape, c_out: usize, k: usize, groups: usize) -> Option<Problem> {
+    strided(x, c_out, k, groups, 1)
+}
+
+fn strided(x: Shape, c_out: usize, k: usize, groups: usize, stride: usize) -> Option<Problem> {
     let conv = Conv2d {
-        stride: 1,
+        stride,
         pad: k / 2,
         groups,
     };
@@ -17,23 +21,36 @@ fn problem(x: Shape, c_out: usize, k: usize, groups: usize) -> Option<Problem> {
 fn tiles_and_splits_cover_all_pixels_once() {
     let card = &CARDS[0];
     let shapes = [
-        (Shape::new(128, 32, 32, 64), 64, 3, 1),
-        (Shape::new(1024, 2, 2, 512), 512, 3, 1),
-        (Shape::new(6, 7, 9, 40), 72, 3, 1),
-        (Shape::new(33, 8, 8, 512), 1024, 1, 1),
-        (Shape::new(5, 96, 96, 64), 128, 3, 2),
-        (Shape::new(16, 3, 17, 96), 64, 3, 1),
+        (Shape::new(128, 32, 32, 64), 64, 3, 1, 1),
+        (Shape::new(1024, 2, 2, 512), 512, 3, 1, 1),
+        (Shape::new(6, 7, 9, 40), 72, 3, 1, 1),
+        (Shape::new(33, 8, 8, 512), 1024, 1, 1, 1),
+        (Shape::new(5, 96, 96, 64), 128, 3, 2, 1),
+        (Shape::new(16, 3, 17, 96), 64, 3, 1, 1),
+        (Shape::new(128, 32, 32, 256), 256, 3, 2, 2),
+        (Shape::new(9, 15, 18, 64), 64, 3, 1, 2),
+        (Shape::new(128, 32, 32, 256), 512, 1, 1, 2),
+        (Shape::new(9, 16, 10, 64), 64, 1, 1, 3),
     ];
-    for (x, c_out, k, groups) in shapes {
-        let plan = problem(x, c_out, k, groups).unwrap().plan(card).unwrap();
+    for (x, c_out, k, groups, stride) in shapes {
+        let problem = strided(x, c_out, k, groups, stride).unwrap();
+        let (plan, y) = (problem.plan(card).unwrap(), problem.y);
         let p = plan.arguments();
         assert!(plan.splits * plan.split_tiles >= plan.tiles());
         assert!(
             (plan.splits - 1) * plan.split_tiles < plan.tiles(),
             "an empty split"
         );
-        assert!(plan.down() * plan.rows >= x.h && (plan.down() - 1) * plan.rows < x.h);
-        assert!(plan.across() * plan.cols >= x.w && (plan.across() - 1) * plan.cols < x.w);
+        assert!(plan.down() * plan.rows >= y.h && (plan.down() - 1) * plan.rows < y.h);
+        assert!(plan.across() * plan.cols >= y.w && (plan.across() - 1) * plan.cols < y.w);
+        // Sixteen pixels of dy and what they meet of x: image and column of the first and of the ninth.
+        let step = problem.step;
+        for i in (0..p.line as usize).step_by(16).filter(|_| k == 3) {
+            let under =
+                |pixel: usize| pixel / plan.images * step * plan.images + pixel % plan.images;
+            assert_eq!(under(i), i * step);
+            assert_eq!(under(i + 8), i * step + p.octet as usize);
+        }
         // Lines of whole steps, and taps that keep the swizzle.
         assert!(p.line.is_multiple_of(32) && p.pixels.is_multiple_of(p.line));
         assert!(k == 1 || p.images.is_multiple_of(8));
