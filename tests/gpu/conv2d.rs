@@ -71,8 +71,7 @@ impl Inputs {
         let (w, b) = (parameter(&self.w)?, parameter(&self.b)?);
         let (mut dw, mut db) = (parameter(&self.dw)?, parameter(&self.db)?);
         let y = conv2d::forward(&x, &w, case.bias.then_some(&b), case.conv)?;
-        let plus = case.bias.then_some(&x);
-        let dx = conv2d::input_grad_plus(&dy, &w, case.x, case.conv, plus)?;
+        let dx = conv2d::input_grad(&dy, &w, case.x, case.conv)?;
         conv2d::weight_grad(&dy, &x, &mut dw, case.bias.then_some(&mut db), case.conv)?;
         Ok(vec![y, dx, dw, db])
     }

@@ -111,7 +111,7 @@ fn a_new_table_is_heeded() {
     once(|gpu| {
         // A stride that mma.sync alone takes.
         let mut l = launch(Pass::Forward, false);
-        l.conv.stride = 2;
+        l.conv.stride = 3;
         let x = values(l.x, 1).to_gpu(gpu).unwrap();
         let x = x.to_dtype(DType::BF16).unwrap();
         let w = values(l.w, 2).to_gpu(gpu).unwrap();
