@@ -24,9 +24,9 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 # c_in, c_out, size: of VGG16 for 32x32 images.
 BENCHED = [(3, 64, 32), (64, 64, 32), (128, 128, 16), (256, 256, 8), (512, 512, 4), (512, 512, 2)]
 LAYERS = BENCHED + [(64, 128, 16), (128, 256, 8), (256, 512, 4)]
-# c_in, c_out, size, kernel, groups: of ResNeXt29 2x64d.
-RESNEXT = [(64, 128, 32, 1, 1), (128, 128, 32, 3, 2), (128, 256, 32, 1, 1), (256, 256, 16, 3, 2), (512, 512, 8, 3, 2),
-           (512, 1024, 8, 1, 1)]
+# c_in, c_out, size, kernel, stride, groups: of ResNeXt29 2x64d.
+RESNEXT = [(64, 128, 32, 1, 1, 1), (128, 128, 32, 3, 1, 2), (128, 256, 32, 1, 1, 1), (256, 256, 32, 3, 2, 2),
+           (256, 512, 32, 1, 2, 1), (256, 256, 16, 3, 1, 2), (512, 512, 8, 3, 1, 2), (512, 1024, 8, 1, 1, 1)]
 WIDTHS = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"]
 GPU = "cuda"
 MOST_ROWS = 1 << 20
@@ -66,23 +66,23 @@ def noisy(x, sigma):
 # ---- ops -----------------------------------------------------------------------------------
 
 
-def conv_case(what, n, c_in, c_out, size, dtype, k=3, groups=1):
+def conv_case(what, n, c_in, c_out, size, dtype, k=3, stride=1, groups=1):
     pad = k // 2
 
     def make():
         rows = min(n, MOST_ROWS)
         x = images(rows, c_in, size, dtype)
         w = images(c_out, c_in // groups, k, dtype)
-        dy = images(rows, c_out, size, dtype)
+        dy = images(rows, c_out, (size - 1) // stride + 1, dtype)
 
         def backward(mask):
             return torch.ops.aten.convolution_backward(
-                dy, x, w, None, [1, 1], [pad, pad], [1, 1], False, [0, 0], groups, mask
+                dy, x, w, None, [stride, stride], [pad, pad], [1, 1], False, [0, 0], groups, mask
             )
 
         return {
-            "conv": lambda: F.conv2d(x, w, padding=pad, groups=groups),
-            "noise then conv": lambda: F.conv2d(noisy(x, SIGMA_INNER), w, padding=pad, groups=groups),
+            "conv": lambda: F.conv2d(x, w, stride=stride, padding=pad, groups=groups),
+            "noise then conv": lambda: F.conv2d(noisy(x, SIGMA_INNER), w, stride=stride, padding=pad, groups=groups),
             "conv input grad": lambda: backward([True, False, False]),
             "conv weight grad": lambda: backward([False, True, False]),
         }[what]
@@ -311,14 +311,15 @@ def cases():
     network("vgg16", "bf16", 1024)
 
     def layers(batch, suffix, found):
-        for c_in, c_out, size, k, groups in found:
-            tags = (f" k{k}" if k != 3 else "") + (f" g{groups}" if groups != 1 else "")
+        for c_in, c_out, size, k, stride, groups in found:
+            tags = "".join(f" {tag}{value}" for tag, value, usual in [("k", k, 3), ("s", stride, 1), ("g", groups, 1)]
+                           if value != usual)
             for what in ["conv", "noise then conv", "conv input grad", "conv weight grad"]:
-                make = conv_case(what, batch, c_in, c_out, size, "bf16", k, groups)
+                make = conv_case(what, batch, c_in, c_out, size, "bf16", k, stride, groups)
                 add(f"{what} {c_in}>{c_out} {size}x{size}{tags} bf16{suffix}", make)
 
-    layers(BATCH, "", [(*layer, 3, 1) for layer in BENCHED])
-    layers(1024, " batch 1024", [(*layer, 3, 1) for layer in BENCHED[1:]])
+    layers(BATCH, "", [(*layer, 3, 1, 1) for layer in BENCHED])
+    layers(1024, " batch 1024", [(*layer, 3, 1, 1) for layer in BENCHED[1:]])
     layers(1024, " batch 1024", RESNEXT)
     for dtype in ["bf16", "f32"]:
         note = "x + sigma * randn_like(x)"
@@ -335,7 +336,7 @@ def cases():
         for what in ["conv", "noise then conv", "conv input grad", "conv weight grad"]:
             make = conv_case(what, BATCH, c_in, c_out, size, "f32")
             add(f"{what} {c_in}>{c_out} {size}x{size} f32", make)
-    layers(BATCH, "", [(*layer, 3, 1) for layer in LAYERS[len(BENCHED) :]])
+    layers(BATCH, "", [(*layer, 3, 1, 1) for layer in LAYERS[len(BENCHED) :]])
     for c_in, c_out, size in BENCHED[1:4]:
         for what in ["conv", "conv input grad", "conv weight grad"]:
             make = conv_case(what, BATCH, c_in, c_out, size, "f32")
