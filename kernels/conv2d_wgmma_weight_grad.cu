@@ -2,8 +2,8 @@
 // of 1x1 kernels, whose map of x has no other pixels than those that they meet.
 #include "weight_wgmma.cuh"
 
-/// Partial sums of dw[o, u, v, c] = sum over n, i, j of dy[n, i, j, o] x[n, i - pad + u, j - pad + v, c] and of
-/// db[o] = sum of dy, each over the tiles of a split: dw is `[splits][w]`, db `[splits][c_out]`. Of one split they are
+/// Partial sums of dw[o, u, v, c] = sum over n, i, j of dy[n, i, j, o] x[n, i stride - pad + u, j stride - pad + v, c]
+/// and of db[o] = sum of dy, each over the tiles of a split: dw is `[splits][w]`, db `[splits][c_out]`. Of one split they are
 /// added to what is there. A block has 64 (K = 1: 128) output channels by N input channels under all taps. `x_map` and
 /// `y_map` are x and dy as (channels, images, columns, rows) in boxes of a patch and of a tile. Grid: one block a split
 /// and piece of dw. Dynamic shared memory: stages, then what leaves. GROUPS warpgroups multiply, the warp behind them

@@ -3,14 +3,16 @@
 
 use super::Conv2d;
 use super::model::{Card, Times};
-use crate::error::Result;
+use crate::gpu::Gpu;
 use crate::gpu::kernels::Dims;
-use crate::gpu::{Gpu, Ptr, TensorMap};
 use crate::tensor::{DType, Shape};
 
 mod launch;
 #[cfg(test)]
 mod tests;
+mod view;
+
+pub(super) use view::View;
 
 /// Channels of a chunk, and bytes of them.
 const CHUNK: usize = 32;
@@ -51,49 +53,6 @@ const THREE: [Instance; 3] = [
 ];
 const THREE_STRIDED: [Instance; 1] = [Instance { mt: 1, n: 128 }];
 const ONE: [Instance; 1] = [Instance { mt: 2, n: 128 }];
-
-/// What a kernel sees of a tensor: every so many of its rows and columns.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct View {
-    /// Of what it sees.
-    pub seen: Shape,
-    /// Of the tensor.
-    whole: Shape,
-    every: usize,
-}
-
-impl View {
-    pub fn whole(tensor: Shape) -> View {
-        View {
-            seen: tensor,
-            whole: tensor,
-            every: 1,
-        }
-    }
-
-    /// Of a convolution's `x` the pixels that a 1x1 kernel without padding meets, to make `y`.
-    pub fn under_point(x: Shape, y: Shape, conv: Conv2d) -> View {
-        View {
-            seen: y.with_c(x.c),
-            whole: x,
-            every: conv.stride,
-        }
-    }
-
-    /// Pixels of the tensor to the next one seen below, and beside.
-    fn pitch(&self) -> [usize; 2] {
-        [self.every * self.whole.w, self.every]
-    }
-
-    /// As (channels, images, columns, rows), images inside of columns and rows, in boxes of so many.
-    pub fn map(&self, gpu: &Gpu, tensor: Ptr, boxes: [usize; 4]) -> Result<TensorMap> {
-        let Shape { n, h, w, c } = self.seen;
-        let [down, across] = self.pitch();
-        let boxes = boxes.map(|size| size as u32);
-        let strides = [self.whole.row_len(), across * c, down * c];
-        TensorMap::new(gpu, tensor, [c, n, w, h], strides, boxes)
-    }
-}
 
 /// A convolution from `from` to `to`, forward or backward.
 #[derive(Debug, Clone, Copy)]
@@ -142,10 +101,7 @@ impl Problem {
         if !strides.contains(&conv.stride) || conv.pad >= k {
             return None;
         }
-        let (x, step) = match k {
-            1 => (View::under_point(x, y, conv), 1),
-            _ => (View::whole(x), conv.stride),
-        };
+        let (x, step) = View::under(x, y, k, conv);
         let (from, to, pad) = match backward {
             false => (x, View::whole(y), conv.pad),
             true => (View::whole(y), x, k - 1 - conv.pad),
@@ -183,6 +139,11 @@ impl Problem {
             (_, 1) => &THREE,
             _ => &THREE_STRIDED,
         }
+    }
+
+    /// Whether taps that lie outside of the image for a whole warpgroup are passed over.
+    fn passes_over(&self) -> bool {
+        self.k == 3 && self.step == 1
     }
 
     /// Patches on their way or in use, at most. Two are in use: one warpgroup is a chunk ahead of the other, which in 1x1
@@ -299,7 +260,7 @@ impl Plan {
         let Problem { k, step, pad, .. } = problem;
         let (from, to) = (problem.from.seen, problem.to.seen);
         let rows = bands * instance.mt;
-        let full = images * bands * cols == CONSUMERS / 2 && k == 3 && step == 1 && pad == 1;
+        let full = images * bands * cols == CONSUMERS / 2 && problem.passes_over() && pad == 1;
         // Where all pixels of a warpgroup have one row (or column), its taps outside of the image are passed over,
         // and the patch needs no zeros there.
         let bare_rows =
@@ -406,12 +367,12 @@ impl Plan {
     /// Products (of 64 pixels by `n` by 16) of a chunk's half in both warpgroups of a tile, on average, of those that
     /// the kernel does not pass over.
     fn products(&self) -> f64 {
-        let Problem { k, step, pad, .. } = self.problem;
+        let Problem { k, pad, .. } = self.problem;
         let from = self.problem.from.seen;
         let [_, down, across, _] = self.tiles();
         let mt = self.instance.mt;
         let used = self.images * self.bands * self.cols;
-        let all = k == 1 || step > 1;
+        let all = !self.problem.passes_over();
         let meets = |span: (usize, usize), origin: usize, f: usize, size: usize| {
             all || origin + span.1 + f >= pad && origin + span.0 + f < pad + size
         };

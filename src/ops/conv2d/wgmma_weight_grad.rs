@@ -86,10 +86,7 @@ impl Problem {
             && group_out.is_multiple_of(8)
             && group_in >= CHANNELS / 2
             && group_out >= CHANNELS / 2;
-        let (seen, step) = match k {
-            1 => (View::under_point(x, y, conv), 1),
-            _ => (View::whole(x), conv.stride),
-        };
+        let (seen, step) = View::under(x, y, k, conv);
         (matches!((k, step), (1, _) | (3, 1 | 2))
             && conv.pad < k
             && channels
