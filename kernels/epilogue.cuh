@@ -14,6 +14,8 @@ struct Epilogue {
   uint32_t pool;
   /// Noise behind it: 0 none, 1 fast, 2 precise.
   uint32_t noise;
+  /// Whether the mask is there before: the result is 0 where it has no bit. Without pool and noise.
+  uint32_t gated;
   /// Whether eight channels can be stored as 16-byte pieces.
   uint32_t vectors;
   /// Divides by the pixels of an image of the result.
@@ -127,7 +129,16 @@ struct Results {
 template <class T>
 __device__ __forceinline__ void emit(float (&v)[8], const Results<T> &to, const Epilogue &e, const Draw &draw,
                                      uint32_t pixel, uint32_t channel, uint32_t count, uint32_t c) {
-  if (to.mask) to.mask[(uint64_t)pixel * ((c + 7) / 8) + channel / 8] = (uint8_t)mask8(v, e.low, e.cap);
+  if (to.mask) {
+    uint8_t *const bits = to.mask + (uint64_t)pixel * ((c + 7) / 8) + channel / 8;
+    if (e.gated) {
+      const uint32_t passed = *bits;
+#pragma unroll
+      for (int j = 0; j < 8; j++) v[j] = passed >> j & 1 ? v[j] : 0.0f;
+    } else {
+      *bits = (uint8_t)mask8(v, e.low, e.cap);
+    }
+  }
   if (e.noise != 0) {
     round8<T>(v);
     const Division image = divide_rest(pixel, e.image);

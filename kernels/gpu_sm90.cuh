@@ -45,13 +45,23 @@ GPU_FN void mbar_arrive_expect(uint64_t *b, unsigned bytes) {
 GPU_FN void mbar_expect(uint64_t *b, unsigned bytes) {
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_u32(b)), "r"(bytes) : "memory");
 }
-/// Waits until the phase of this parity is complete.
-GPU_FN void mbar_wait(uint64_t *b, unsigned parity) {
+/// Whether the phase of this parity is complete; may wait for a while.
+GPU_FN bool mbar_try_wait(uint64_t *b, unsigned parity) {
   uint32_t done;
-  do {
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(done) : "r"(shared_u32(b)), "r"(parity) : "memory");
-  } while (!done);
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(done) : "r"(shared_u32(b)), "r"(parity) : "memory");
+  return done;
+}
+/// Waits until it is.
+GPU_FN void mbar_wait(uint64_t *b, unsigned parity) {
+  while (!mbar_try_wait(b, parity)) {
+  }
+}
+/// The same for a whole warp, whose lanes go on together: behind a loop that they may leave one by one, nvcc takes
+/// every shuffle apart.
+GPU_FN void mbar_wait_warp(uint64_t *b, unsigned parity) {
+  while (!__all_sync(0xffffffffu, mbar_try_wait(b, parity))) {
+  }
 }
 
 // ---- clusters -----------------------------------------------------------------------------------------------

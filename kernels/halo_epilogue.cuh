@@ -90,10 +90,30 @@ __device__ __forceinline__ uint32_t pool(float (&top)[SIZE], const float (&below
   return taken;
 }
 
-/// Eight channels of a row of a fragment in a warp's staging.
+/// The bits that gate fragments of 64 channels from `first` on, of which there are `columns`: four lanes have those of a
+/// row and of the eighth behind it, 32 channels each. Channels are whole words.
+template <int MT>
+__device__ __forceinline__ void load_gate(uint32_t (&gate)[MT], const uint8_t *mask, const Target &mine, uint32_t first,
+                                          uint32_t columns, const Halo &p) {
+  const uint32_t lane = threadIdx.x % 32, channel = lane % 2 * 32;
+  const Target own = mine.of(lane / 4 + lane % 4 / 2 * 8);
+#pragma unroll
+  for (int mt = 0; mt < MT; mt++) {
+    const uint32_t *const at =
+        reinterpret_cast<const uint32_t *>(mask + (uint64_t)(own.pixel + mt * p.to_row) * (p.to.c / 8));
+    gate[mt] = own.row + mt < p.to.h && channel < columns ? at[(first + channel) / 32] : 0;
+  }
+}
+
+/// Where a half of a warp's staging has eight channels of a row of a fragment.
+__device__ __forceinline__ unsigned char *staged_at(unsigned char *half, uint32_t row, uint32_t eight) {
+  return half + row * 128 + ((eight ^ (row & 7)) << 4);
+}
+
+/// This lane's eight of a row.
 template <class T>
-__device__ __forceinline__ gpu::Vec<T> staged(const unsigned char *half, uint32_t r) {
-  return gpu::load_vec(reinterpret_cast<const T *>(half + r * 128 + ((threadIdx.x % 8 ^ (r & 7)) << 4)));
+__device__ __forceinline__ gpu::Vec<T> staged(unsigned char *half, uint32_t row) {
+  return gpu::load_vec(reinterpret_cast<const T *>(staged_at(half, row, threadIdx.x % 8)));
 }
 
 /// Everything behind the sums of a tile. `staging` is this warp's alone; `boxes` is the result as (channels, images,
@@ -127,30 +147,55 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
   const uint32_t height = p.to.h >> (e.pool != 0);
 #pragma unroll
   for (int n = 0; n < N; n += 64) {
+    uint32_t gate[MT] = {};
+    if (e.gated) load_gate(gate, to.mask, mine, first + n, columns - min(columns, (uint32_t)n), p);
 #pragma unroll
     for (int mt = 0; mt < MT; mt++) {
       if (e.pool && mt % 2) continue;
       // Computed anew each time, for want of registers.
       const uint32_t down = gpu::opaque(e.pool ? mt / 2 : mt), lane = gpu::opaque(threadIdx.x) % 32;
+      // The half of the staging that was written before the last time.
+      const uint32_t which = e.noise ? written % 2 : (n / 64 * MT + mt) % 2, warp = threadIdx.x / 32;
+      unsigned char *const half = staging + which * STAGING;
+      const auto wait = [&] {
+        if (e.noise) {
+          gpu::mbar_wait_warp(&bar.result_empty[warp][which], (written / 2 & 1) ^ 1);
+        } else if (p.boxes) {
+          gpu::bulk_wait_read<1>(); // lane 0's
+          __syncwarp();
+        }
+      };
       // In registers.
       if (to.residual || to.mask || e.pool || clips) {
-        Target half[2] = {};
-        if (to.residual || to.mask || to.argmax) half[0] = mine.of(lane / 4), half[1] = mine.of(lane / 4 + 8);
+        Target ends[2] = {};
+        if (to.residual || to.mask || to.argmax) ends[0] = mine.of(lane / 4), ends[1] = mine.of(lane / 4 + 8);
         if (to.residual) {
+          // Through the staging: loads of 16 bytes, which all are on their way without a register.
+          wait();
+#pragma unroll 1
+          for (uint32_t i = 0; i < 4; i++) {
+            const uint32_t r = i * 4 + lane / 8, c = n + lane % 8 * 8;
+            const Target there = mine.of(r);
+            const bool exists = there.row + down < height && c < columns;
+            const uint64_t from = (uint64_t)(there.pixel + down * p.to_row) * p.to.c + first + c;
+            gpu::cp_async16(staged_at(half, r, lane % 8), to.residual + (exists ? from : 0), exists);
+          }
+          gpu::cp_async_commit();
+          gpu::cp_async_wait<0>();
+          __syncwarp();
 #pragma unroll
           for (int h = 0; h < 2; h++) {
-            const T *const from = to.residual + (uint64_t)(half[h].pixel + down * p.to_row) * p.to.c + first + n + lane % 4 * 2;
 #pragma unroll
-            for (int j = 0; j < 64; j += 8)
-              if (half[h].row + down < height && n + j < columns) {
-                float *const d = &acc[mt][(n + j) / 2 + 2 * h];
-                T two[2];
-                const uint32_t word = *reinterpret_cast<const uint32_t *>(from + j);
-                memcpy(two, &word, 4);
-                d[0] = __fadd_rn(d[0], gpu::to_f32(two[0]));
-                d[1] = __fadd_rn(d[1], gpu::to_f32(two[1]));
-              }
+            for (int j = 0; j < 8; j++) {
+              float *const d = &acc[mt][n / 2 + j * 4 + 2 * h];
+              T two[2];
+              const uint32_t word = reinterpret_cast<const uint32_t *>(staged_at(half, lane / 4 + 8 * h, j))[lane % 4];
+              memcpy(two, &word, 4);
+              d[0] = __fadd_rn(d[0], gpu::to_f32(two[0]));
+              d[1] = __fadd_rn(d[1], gpu::to_f32(two[1]));
+            }
           }
+          __syncwarp();
         }
 #pragma unroll
         for (int j = 0; j < 64; j += 8) {
@@ -167,18 +212,33 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
             if (to.argmax) {
 #pragma unroll
               for (int h = 0; h < 2; h++)
-                if (half[h].row + down < height && n + j < columns)
-                  *reinterpret_cast<uchar2 *>(to.argmax + (uint64_t)(half[h].pixel + down * p.to_row) * p.to.c + first + n +
+                if (ends[h].row + down < height && n + j < columns)
+                  *reinterpret_cast<uchar2 *>(to.argmax + (uint64_t)(ends[h].pixel + down * p.to_row) * p.to.c + first + n +
                                               j + lane % 4 * 2) = {(unsigned char)(taken >> (4 * h) & 3),
                                                                    (unsigned char)(taken >> (4 * h + 2) & 3)};
             }
           }
         }
-        if (to.mask) {
+        if (e.gated) {
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+#pragma unroll
+            for (int j = 0; j < 64; j += 32) {
+              const uint32_t word = __shfl_sync(0xffffffffu, gate[mt], lane / 4 * 4 + 2 * h + j / 32);
+              const uint32_t bits = word >> (lane % 4 * 2);
+#pragma unroll
+              for (int q = 0; q < 4; q++) {
+                float *const d = &acc[mt][(n + j + 8 * q) / 2 + 2 * h];
+                d[0] = bits >> 8 * q & 1 ? d[0] : 0.0f;
+                d[1] = bits >> 8 * q & 2 ? d[1] : 0.0f;
+              }
+            }
+          }
+        } else if (to.mask) {
 #pragma unroll
           for (int h = 0; h < 2; h++) {
             uint8_t *const at =
-                to.mask + (uint64_t)(half[h].pixel + down * p.to_row) * ((p.to.c + 7) / 8) + (first + n) / 8 + lane % 4;
+                to.mask + (uint64_t)(ends[h].pixel + down * p.to_row) * ((p.to.c + 7) / 8) + (first + n) / 8 + lane % 4;
 #pragma unroll
             for (int j = 0; j < 64; j += 32) {
               // Four lanes have a byte between them, and store four.
@@ -192,20 +252,12 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
                 bits |= __shfl_xor_sync(0xffffffffu, bits, 2);
                 byte = lane % 4 == (uint32_t)q ? bits : byte;
               }
-              if (half[h].row + down < height && n + j + lane % 4 * 8 < columns) at[j / 8] = (uint8_t)byte;
+              if (ends[h].row + down < height && n + j + lane % 4 * 8 < columns) at[j / 8] = (uint8_t)byte;
             }
           }
         }
       }
-      // The half of the staging that was written before the last time.
-      const uint32_t which = e.noise ? written % 2 : (n / 64 * MT + mt) % 2, warp = threadIdx.x / 32;
-      unsigned char *const half = staging + which * STAGING;
-      if (e.noise) {
-        gpu::mbar_wait(&bar.result_empty[warp][which], (written / 2 & 1) ^ 1);
-      } else if (p.boxes) {
-        if (lane == 0) gpu::bulk_wait_read<1>();
-        __syncwarp();
-      }
+      wait();
 #pragma unroll
       for (int j = 0; j < 64; j += 16) {
         uint32_t words[4];
@@ -217,7 +269,7 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
           memcpy(&words[i], two, 4);
         }
         const uint32_t r = lane % 16, piece = j / 8 + lane / 16;
-        gpu::stmatrix(half + r * 128 + ((piece ^ (r & 7)) << 4), words);
+        gpu::stmatrix(staged_at(half, r, piece), words);
       }
       if (p.boxes) {
         gpu::fence_proxy_async();
@@ -293,7 +345,7 @@ __device__ __forceinline__ void disturb_results(T *y, unsigned char *patches, Ba
     const uint32_t warp = index % WARPS, which = index / WARPS % 2, down = in_tile & ((1u << log_bands) - 1);
     const uint32_t column = place.column + (in_tile >> log_bands) * 64 + lane % 8 * 8;
     const uint32_t channel = place.group * p.group_to + column;
-    const unsigned char *const half = staging_at(patches, warp * 2 + which, p);
+    unsigned char *const half = staging_at(patches, warp * 2 + which, p);
 #pragma unroll 1
     for (int i = 0; i < 2; i += AT_ONCE) {
       Row names[AT_ONCE];

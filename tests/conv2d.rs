@@ -3,8 +3,9 @@
 mod common;
 
 use common::values;
-use noiseforge::ops::conv2d::{self, Conv2d};
+use noiseforge::ops::conv2d::{self, Conv2d, Then};
 use noiseforge::ops::isa::Isa;
+use noiseforge::ops::relu;
 use noiseforge::{DType, Shape, Tensor};
 
 #[derive(Debug, Clone, Copy)]
@@ -395,7 +396,7 @@ fn unread_border_pixels_have_no_gradient() {
 }
 
 #[test]
-fn an_input_gradient_takes_what_came_from_elsewhere() {
+fn what_follows_an_input_gradient_is_added_and_gated() {
     for case in cases() {
         let inputs = case.inputs();
         let y_shape = case.reference(&inputs).y_shape;
@@ -403,10 +404,25 @@ fn an_input_gradient_takes_what_came_from_elsewhere() {
         let w = tensor(inputs.w_shape, &inputs.w, DType::F64);
         let plus = tensor(case.x, &inputs.x, DType::F64);
         let dx = conv2d::input_grad(&dy, &w, case.x, case.conv).unwrap();
-        let sum = conv2d::input_grad_plus(&dy, &w, case.x, case.conv, Some(&plus)).unwrap();
-        let parts = dx.data::<f64>().iter().zip(plus.data::<f64>());
-        let expected: Vec<f64> = parts.map(|(a, b)| a + b).collect();
-        assert_eq!(sum.data::<f64>(), expected, "{case:?}");
+        // Where x is above 0.
+        let (_, gate) = relu::forward_mask(plus.clone(), None).unwrap();
+        for (plus, gate) in [
+            (Some(&plus), None),
+            (None, Some(&gate)),
+            (Some(&plus), Some(&gate)),
+        ] {
+            let then = Then { plus, gate };
+            let found = conv2d::input_grad_then(&dy, &w, case.x, case.conv, &then).unwrap();
+            let parts = dx.data::<f64>().iter().zip(&inputs.x);
+            let expected: Vec<f64> = parts
+                .map(|(&dx, &x)| match (gate.is_some() && x <= 0.0, plus) {
+                    (true, _) => 0.0,
+                    (false, Some(_)) => dx + x,
+                    (false, None) => dx,
+                })
+                .collect();
+            assert_eq!(found.data::<f64>(), expected, "{case:?} {then:?}");
+        }
     }
 }
 
@@ -422,6 +438,11 @@ fn bad_arguments_are_named() {
     };
     let refused = |x: &Tensor, w: &Tensor, conv: Conv2d| {
         conv2d::forward(x, w, None, conv).unwrap_err().to_string()
+    };
+    let then = |then: Then<'_>| {
+        conv2d::input_grad_then(&f32s(2, 4, 5, 8), &w, x.shape(), conv, &then)
+            .unwrap_err()
+            .to_string()
     };
     let cases = [
         (
@@ -485,16 +506,18 @@ fn bad_arguments_are_named() {
             "conv2d::input_grad: dy: expected [2, 4, 5, 8] f32, found [2, 4, 5, 7] f32",
         ),
         (
-            conv2d::input_grad_plus(
-                &f32s(2, 4, 5, 8),
-                &w,
-                x.shape(),
-                conv,
-                Some(&f32s(2, 4, 5, 8)),
-            )
-            .unwrap_err()
-            .to_string(),
+            then(Then {
+                plus: Some(&f32s(2, 4, 5, 8)),
+                gate: None,
+            }),
             "conv2d::input_grad: plus: expected [2, 4, 5, 6] f32, found [2, 4, 5, 8] f32",
+        ),
+        (
+            then(Then {
+                plus: None,
+                gate: Some(&relu::forward_mask(f32s(2, 4, 5, 8), None).unwrap().1),
+            }),
+            "conv2d::input_grad: gate: expected one of [2, 4, 5, 6], found one of [2, 4, 5, 8]",
         ),
         (
             conv2d::weight_grad(&f32s(2, 4, 4, 8), &x, &mut w.clone(), None, conv)

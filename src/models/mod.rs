@@ -12,8 +12,8 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::nn::{self, Back, Entry, Grads, Layer, Link, NoisePlan, Param, Pass};
-use crate::ops::conv2d::Conv2d;
 use crate::ops::conv2d::predict::{Launch, Pass as Direction};
+use crate::ops::conv2d::{Conv2d, Then};
 use crate::tensor::{DType, Device, Kind, Shape, Tensor};
 
 /// Which network.
@@ -521,7 +521,8 @@ fn backward(
     let back = Back {
         grads,
         input,
-        plus: None,
+        then: Then::default(),
+        gated: false,
         before: None,
     };
     let dx = nn::chain::backward(layers, dy.to_dtype(dtype)?, back)?;

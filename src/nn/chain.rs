@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::{Grads, Layer, Pass};
 use crate::error::{Error, Result};
-use crate::ops::add;
+use crate::ops::conv2d::Then;
 use crate::ops::ensemble::repeat;
 use crate::ops::noise::{self, Noise};
 use crate::tensor::Tensor;
@@ -138,8 +138,11 @@ pub struct Back<'a> {
     pub grads: Grads,
     /// Whether anybody needs the gradient in the layer's input.
     pub input: bool,
-    /// To be added to the gradient in the layer's input, which got it elsewhere; for blocks.
-    pub plus: Option<&'a Tensor>,
+    /// What follows the gradient in the layer's input: the one that the input got elsewhere, for blocks, and
+    /// the [gate](Layer::gate) of the layer before, for layers that [apply](Layer::gates) it.
+    pub then: Then<'a>,
+    /// Whether the next layer has applied this one's gate to `dy`.
+    pub gated: bool,
     /// The layer before, to make the input again where it was not kept.
     pub before: Option<&'a dyn Layer>,
 }
@@ -195,24 +198,34 @@ pub(crate) fn backward<L: Layer>(
             .position(|l| l.is_trained())
             .unwrap_or(layers.len()),
     };
+    let mut gated = back.gated;
     for i in (first..layers.len()).rev() {
         let (before, rest) = layers.split_at_mut(i);
+        let then = match before.last() {
+            None => back.then,
+            Some(before) => Then {
+                plus: None,
+                gate: before.gate().filter(|_| rest[0].gates()),
+            },
+        };
         let dx = rest[0].backward(
             dy,
             Back {
                 grads: back.grads,
                 input: back.input || i > first,
-                plus: back.plus.filter(|_| i == 0),
+                then,
+                gated,
                 before: before.last().map(|l| l as &dyn Layer).or(back.before),
             },
         )?;
+        gated = then.gate.is_some();
         match dx {
             Some(dx) => dy = dx,
             None => return Ok(None),
         }
     }
     if layers.is_empty() {
-        dy = add::to(dy, back.plus)?;
+        dy = back.then.follow(dy)?;
     }
     Ok(back.input.then_some(dy))
 }

@@ -12,6 +12,7 @@ use crate::ops::fused_conv2d::{self, Epilogue};
 use crate::ops::noise::{self, Noise};
 use crate::ops::noisy_conv2d;
 use crate::ops::pool2d::Pool2d;
+use crate::ops::relu::Mask;
 use crate::tensor::{Shape, Tensor};
 
 /// A convolution's parameters.
@@ -88,6 +89,10 @@ impl Block for ConvBlock {
             .saved
             .take()
             .expect("backward follows a recorded forward");
+        let applied = match back.gated {
+            true => applied.gated(),
+            false => applied,
+        };
         let trained = back.grads == Grads::Accumulate;
         let (affine, affine_grads) = match &mut self.norm {
             Some(norm) => norm.split(trained),
@@ -116,7 +121,7 @@ impl Block for ConvBlock {
         }
         let dx = back
             .input
-            .then(|| conv2d::input_grad_plus(&dz, &weight.value, x_shape, *geometry, back.plus));
+            .then(|| conv2d::input_grad_then(&dz, &weight.value, x_shape, *geometry, &back.then));
         Ok(Gradients {
             dx: dx.transpose()?,
             dresidual,
@@ -135,6 +140,14 @@ impl Layer for ConvBlock {
 
     fn end(&self) -> End {
         End::Apply
+    }
+
+    fn gate(&self) -> Option<&Mask> {
+        self.saved.as_ref().and_then(|saved| saved.applied.gate())
+    }
+
+    fn gates(&self) -> bool {
+        true
     }
 
     fn is_trained(&self) -> bool {

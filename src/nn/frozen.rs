@@ -6,9 +6,10 @@ use crate::error::Result;
 use crate::ops::batch_norm::{self, Activation};
 use crate::ops::conv2d::{self, Constant, Conv2d, Input};
 use crate::ops::fused_conv2d::{self, Epilogue, Extras};
+use crate::ops::linear;
 use crate::ops::noise::{self, Noise};
 use crate::ops::pool2d::Pool2d;
-use crate::ops::{linear, relu};
+use crate::ops::relu::{self, Mask};
 use crate::tensor::{Shape, Tensor};
 
 /// Panics: there is nothing to train in a frozen layer.
@@ -77,13 +78,16 @@ impl FrozenBlock {
 impl Block for FrozenBlock {
     fn backward_block(&mut self, dy: Tensor, back: Back<'_>) -> Result<Gradients> {
         expect_input_only(back.grads);
-        let saved = self
+        let mut saved = self
             .saved
             .take()
             .expect("backward follows a recorded forward");
+        if back.gated {
+            saved.extras.mask = None;
+        }
         let dv = fused_conv2d::output_grad(dy, saved.v_shape, self.pool, &saved.extras)?;
         let dx = back.input.then(|| {
-            conv2d::input_grad_plus(&dv, &self.w, saved.x_shape, self.geometry, back.plus)
+            conv2d::input_grad_then(&dv, &self.w, saved.x_shape, self.geometry, &back.then)
         });
         Ok(Gradients {
             dx: dx.transpose()?,
@@ -106,6 +110,14 @@ impl Layer for FrozenBlock {
     }
 
     fn takes_draws(&self) -> bool {
+        true
+    }
+
+    fn gate(&self) -> Option<&Mask> {
+        self.saved.as_ref()?.extras.mask.as_ref()
+    }
+
+    fn gates(&self) -> bool {
         true
     }
 

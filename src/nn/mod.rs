@@ -16,6 +16,7 @@ pub use residual::{Block, Gradients, Residual};
 
 use crate::error::Result;
 use crate::ops::noise::{self, Key, Noise, Normals};
+use crate::ops::relu::Mask;
 use crate::tensor::{DType, Device, Tensor};
 
 /// Which statistics batch normalisation uses.
@@ -115,6 +116,17 @@ pub trait Layer: Send {
         false
     }
 
+    /// Where the gradient in the output of the last recorded pass passes, if the next layer may apply it to
+    /// what it hands back; [`Back::gated`] then says so.
+    fn gate(&self) -> Option<&Mask> {
+        None
+    }
+
+    /// Whether its backward pass applies the gate of the layer before, in [`Back::then`].
+    fn gates(&self) -> bool {
+        false
+    }
+
     /// Whether there is anything to train in it.
     fn is_trained(&self) -> bool {
         false
@@ -157,6 +169,14 @@ impl<L: Layer + ?Sized> Layer for Box<L> {
 
     fn takes_draws(&self) -> bool {
         (**self).takes_draws()
+    }
+
+    fn gate(&self) -> Option<&Mask> {
+        (**self).gate()
+    }
+
+    fn gates(&self) -> bool {
+        (**self).gates()
     }
 
     fn is_trained(&self) -> bool {

@@ -2,7 +2,6 @@
 
 use super::{Back, Block, End, Entry, Gradients, Grads, Layer, Layout, Link, Mode, Param, Pass};
 use crate::error::Result;
-use crate::ops::add;
 use crate::ops::apply::{self, Norm, Then};
 use crate::ops::batch_norm::{Activation, Partials, Running};
 use crate::ops::noise::Noise;
@@ -144,7 +143,7 @@ impl Block for NormBlock {
         let apply::Gradients { dx, dresidual } =
             apply::backward(dy, affine, applied, affine_grads)?;
         Ok(Gradients {
-            dx: Some(add::to(dx, back.plus)?),
+            dx: Some(back.then.follow(dx)?),
             dresidual,
         })
     }

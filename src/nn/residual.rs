@@ -2,6 +2,8 @@
 
 use super::{Back, End, Entry, Layer, Link, Pass, chain};
 use crate::error::Result;
+use crate::ops::conv2d::Then;
+use crate::ops::relu::Mask;
 use crate::tensor::Tensor;
 
 /// A layer that adds `link.residual` in front of its activation.
@@ -15,7 +17,7 @@ pub trait Block: Layer {
 
 /// The gradients of a [`Block`].
 pub struct Gradients {
-    /// In the input, where it was asked for; with [`Back::plus`].
+    /// In the input, where it was asked for; with [`Back::then`].
     pub dx: Option<Tensor>,
     /// In the residual, where there was one.
     pub dresidual: Option<Tensor>,
@@ -44,6 +46,14 @@ impl Layer for Residual {
         self.body.last().expect("not empty").end()
     }
 
+    fn gate(&self) -> Option<&Mask> {
+        self.body.last().expect("not empty").gate()
+    }
+
+    fn gates(&self) -> bool {
+        self.body[0].gates()
+    }
+
     fn is_trained(&self) -> bool {
         self.body.iter().any(|b| b.is_trained())
     }
@@ -70,23 +80,41 @@ impl Layer for Residual {
     fn backward(&mut self, dy: Tensor, back: Back<'_>) -> Result<Option<Tensor>> {
         let (last, rest) = self.body.split_last_mut().expect("not empty");
         let before = rest.last().map(|b| b as &dyn Layer).or(back.before);
+        let gate = rest.last().and_then(|b| b.gate());
+        let then = Then {
+            plus: None,
+            gate: gate.filter(|_| last.gates()),
+        };
         let Gradients { dx, dresidual } = last.backward_block(
             dy,
             Back {
                 grads: back.grads,
                 input: back.input || !rest.is_empty(),
-                plus: None,
+                then,
+                gated: back.gated,
                 before,
             },
         )?;
+        let gated = then.gate.is_some();
         let straight = dresidual.expect("forward gave it one");
         let straight = match &mut self.shortcut {
-            Some(shortcut) => shortcut.backward(straight, back)?,
+            Some(shortcut) => {
+                let back = Back {
+                    then: Then::default(),
+                    gated: false,
+                    ..back
+                };
+                shortcut.backward(straight, back)?
+            }
             None => Some(straight),
         };
         // The body's first block adds the other branch's gradient.
         let back = Back {
-            plus: straight.as_ref(),
+            then: Then {
+                plus: straight.as_ref(),
+                gate: back.then.gate,
+            },
+            gated,
             ..back
         };
         match dx {

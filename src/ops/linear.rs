@@ -4,7 +4,7 @@
 //! how it is computed: each element is one sum in the order of the inputs, so that a row of the
 //! result does not depend on the batch around it.
 
-use super::conv2d::{self, Conv2d, Weights};
+use super::conv2d::{self, Conv2d, Then, Weights};
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -60,7 +60,14 @@ pub fn input_grad<'w>(dy: &Tensor, w: impl Into<Weights<'w>>) -> Result<Tensor> 
     let w = w.into();
     expect_rows(OP, "dy", dy.shape())?;
     expect_rows(OP, "w", w.shape())?;
-    conv2d::input_grad_of(OP, dy, w, dy.shape().with_c(w.shape().c), CONV, None)
+    conv2d::input_grad_of(
+        OP,
+        dy,
+        w,
+        dy.shape().with_c(w.shape().c),
+        CONV,
+        &Then::default(),
+    )
 }
 
 /// Adds `dy^T x` to `dw` and the column sums of `dy` to `db`.

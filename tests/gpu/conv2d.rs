@@ -1,7 +1,7 @@
 //! conv2d and linear against the CPU's f64 path.
 
-use noiseforge::ops::conv2d::{self, Conv2d};
-use noiseforge::ops::linear;
+use noiseforge::ops::conv2d::{self, Conv2d, Then};
+use noiseforge::ops::{linear, relu};
 use noiseforge::tensor::{DType, Shape};
 use noiseforge::{Result, Tensor};
 
@@ -75,6 +75,17 @@ impl Inputs {
         conv2d::weight_grad(&dy, &x, &mut dw, case.bias.then_some(&mut db), case.conv)?;
         Ok(vec![y, dx, dw, db])
     }
+}
+
+/// dx, where there is a bias with x added to it; the same where x is above 0, gated by its kernel and by a pass
+/// behind it.
+pub fn input_grads(case: &Case, dy: &Tensor, w: &Tensor, x: &Tensor) -> Result<[Tensor; 3]> {
+    let (_, gate) = relu::forward_mask(x.clone(), None)?;
+    let plus = case.bias.then_some(x);
+    let grad = |gate| conv2d::input_grad_then(dy, w, case.x, case.conv, &Then { plus, gate });
+    let dx = grad(None)?;
+    let masked = relu::backward_mask(dx.clone(), &gate)?;
+    Ok([dx, grad(Some(&gate))?, masked])
 }
 
 /// n, h, w, c_in, c_out, k, stride, pad, groups.

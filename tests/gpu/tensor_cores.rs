@@ -11,7 +11,7 @@ use noiseforge::tensor::DType;
 use noiseforge::{Result, Tensor};
 
 use crate::batch_norm::normalised;
-use crate::conv2d::{Case, Inputs};
+use crate::conv2d::{Case, Inputs, input_grads};
 use crate::harness::{Reference, epsilon, open_as, run_with, values};
 
 /// n, h, w, c_in, c_out, k, stride, pad, groups.
@@ -52,7 +52,7 @@ fn draw(n: usize, normals: Normals) -> Noise {
     }
 }
 
-/// y, y of the noisy input, dx, and y of the input that the noise was added to before.
+/// y, y of the noisy input, dx, y of the input that the noise was added to before, and dx gated in both ways.
 fn results(gpu: &Gpu, case: &Case, dtype: DType, normals: Normals) -> Result<Vec<Tensor>> {
     let i = case.inputs(dtype);
     let activation = |t: &Tensor| t.to_gpu(gpu)?.to_dtype(dtype);
@@ -61,22 +61,24 @@ fn results(gpu: &Gpu, case: &Case, dtype: DType, normals: Normals) -> Result<Vec
     let b = case.bias.then_some(&b);
     let noise = draw(case.x.n, normals);
     let noisy = noise::forward(&x, &noise)?;
-    let plus = case.bias.then_some(&x);
+    let [dx, gated, masked] = input_grads(case, &dy, &w, &x)?;
     Ok(vec![
         conv2d::forward(&x, &w, b, case.conv)?,
         noisy_conv2d::forward(&x, &noise, &w, b, case.conv)?,
-        conv2d::input_grad_plus(&dy, &w, case.x, case.conv, plus)?,
+        dx,
         conv2d::forward(&noisy, &w, b, case.conv)?,
+        gated,
+        masked,
     ])
 }
 
 /// y and dx (where there is a bias with something else added to it).
 fn on_cpu(case: &Case, i: &Inputs, dtype: DType) -> Vec<Tensor> {
     let [x, dy, w, b] = [&i.x, &i.dy, &i.w, &i.b].map(|t| t.to_dtype(dtype).unwrap());
-    let plus = case.bias.then_some(&x);
+    let [dx, ..] = input_grads(case, &dy, &w, &x).unwrap();
     vec![
         conv2d::forward(&x, &w, case.bias.then_some(&b), case.conv).unwrap(),
-        conv2d::input_grad_plus(&dy, &w, case.x, case.conv, plus).unwrap(),
+        dx,
     ]
 }
 
@@ -106,6 +108,7 @@ fn every_blocking_gives_the_cpus_results_and_the_same_bits() {
             let what = format!("{case:?} {dtype} blocking {blocking}");
             assert!(bits(&found[1]) == bits(&found[3]), "{what}: noise");
             assert!(bits(&found[0]) != bits(&found[1]), "{what}: no noise");
+            assert!(bits(&found[4]) == bits(&found[5]), "{what}: the gate");
             for (i, found) in [&found[0], &found[2]].into_iter().enumerate() {
                 let reference = Reference {
                     exact: &exact[i],
@@ -257,12 +260,14 @@ fn tf32_rounds_the_operands_and_nothing_else() {
                     let b = case.bias.then_some(&b);
                     let noise = draw(case.x.n, Normals::Fast);
                     let noisy = noise::forward(&x, &noise)?;
-                    let plus = case.bias.then_some(&x);
+                    let [dx, gated, masked] = input_grads(&case, &dy, &w, &x)?;
                     Ok(vec![
                         conv2d::forward(&x, &w, b, case.conv)?,
-                        conv2d::input_grad_plus(&dy, &w, case.x, case.conv, plus)?,
+                        dx,
                         noisy_conv2d::forward(&x, &noise, &w, b, case.conv)?,
                         conv2d::forward(&noisy, &w, b, case.conv)?,
+                        gated,
+                        masked,
                     ])
                 },
             );
@@ -274,6 +279,7 @@ fn tf32_rounds_the_operands_and_nothing_else() {
                 reference.assert_close(&format!("{case:?} {name}"), &found[i], DType::F32);
             }
             assert!(bits(&found[2]) == bits(&found[3]), "{case:?}: noise");
+            assert!(bits(&found[4]) == bits(&found[5]), "{case:?}: the gate");
         }
     }
 }

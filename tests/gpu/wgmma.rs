@@ -11,7 +11,7 @@ use noiseforge::tensor::{DType, Shape};
 use noiseforge::{Result, Tensor};
 
 use crate::batch_norm::normalised;
-use crate::conv2d::{Case, Inputs};
+use crate::conv2d::{Case, Inputs, input_grads};
 use crate::harness::{Reference, open_as, rounded, run, run_with, values};
 
 /// n, h, w, c_in, c_out, k, stride, pad, groups.
@@ -76,10 +76,9 @@ fn agrees_with_the_cpu() {
                        parameter: &dyn Fn(&Tensor) -> Result<Tensor>| {
             let (w, b) = (parameter(&i.w)?, parameter(&i.b)?);
             let (x, b) = (activation(&i.x)?, case.bias.then_some(&b));
-            let plus = case.bias.then_some(&x);
             let y = conv2d::forward(&x, &w, b, case.conv)?;
-            let dx = conv2d::input_grad_plus(&activation(&i.dy)?, &w, case.x, case.conv, plus)?;
-            Ok(vec![y, dx])
+            let [dx, gated, masked] = input_grads(&case, &activation(&i.dy)?, &w, &x)?;
+            Ok(vec![y, dx, gated, masked])
         };
         let mut all = Vec::new();
         for blocking in BLOCKINGS {
@@ -97,6 +96,7 @@ fn agrees_with_the_cpu() {
             }
         }
         let found = &all[0];
+        assert!(bits(&found[2]) == bits(&found[3]), "{case:?}: the gate");
         let on_cpu = |dtype| {
             let convert = |t: &Tensor| t.to_dtype(dtype);
             results(&convert, &convert).unwrap()

@@ -15,14 +15,6 @@ multiversion! {
     }
 }
 
-/// `a`, or `a + b`.
-pub(crate) fn to(a: Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    match b {
-        Some(b) => forward(a, b),
-        None => Ok(a),
-    }
-}
-
 /// `a + b`, both `[n, h, w, c]`. Writes into `a`'s storage if it is not shared.
 ///
 /// Errors: `b` has another shape, dtype or device than `a`.

@@ -182,6 +182,22 @@ pub fn forward(x: Tensor, norm: Norm<'_>, then: &Then<'_>) -> Result<(Tensor, Op
 }
 
 impl Saved {
+    /// Where the gradient in the result passes, as far as somebody else may apply it: who did goes on
+    /// with [`Saved::gated`].
+    pub fn gate(&self) -> Option<&Mask> {
+        match &self.gate {
+            Gate::Pooled(mask) => Some(mask),
+            Gate::Mask(mask) => Some(mask).filter(|_| self.pooled.is_none()),
+            Gate::None | Gate::Output(_) => None,
+        }
+    }
+
+    /// For a gradient that is 0 already where [`Saved::gate`] lets none pass.
+    pub fn gated(self) -> Self {
+        let gate = Gate::None;
+        Saved { gate, ..self }
+    }
+
     /// The forward pass once more, without its residual: the same bits, if `affine` and `noise` are what
     /// they were. `None` where there was no batch norm, or a residual: its input was not kept.
     ///

@@ -6,13 +6,13 @@
 use super::mma::{self, Demands, Operands};
 use super::model::Card;
 use super::plans::{Key, Plans};
-use super::{Conv2d, Input, Weights, mma_weight_grad, plan, wgmma, wgmma_weight_grad};
+use super::{Conv2d, Input, Then, Weights, mma_weight_grad, plan, wgmma, wgmma_weight_grad};
 use crate::error::Result;
-use crate::gpu::kernels::conv2d as kernels;
+use crate::gpu::kernels::{Epilogue, conv2d as kernels};
 use crate::gpu::{Gpu, Ptr, launch_blocks};
-use crate::ops::add;
 use crate::ops::noise::gpu::Fused;
 use crate::ops::noise::{self, Noise};
+use crate::ops::relu::Mask;
 use crate::ops::spans::divisor;
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -151,7 +151,7 @@ pub(super) fn input_grad(
     w: Weights<'_>,
     x_shape: Shape,
     conv: Conv2d,
-    plus: Option<&Tensor>,
+    then: &Then<'_>,
 ) -> Result<Tensor> {
     let plan = tensor_cores(
         op,
@@ -165,18 +165,35 @@ pub(super) fn input_grad(
         false,
     )?;
     if let Some(plan) = plan {
+        let Then { plus, gate } = *then;
+        let (gate, behind) = if plan.gates() {
+            (gate, None)
+        } else {
+            (None, gate)
+        };
         // What no kernel pixel meets.
         let mut dx = match (plan.covers(), plus) {
             (true, _) => Tensor::uninit(gpu, x_shape, dy.dtype())?,
-            (false, Some(plus)) => plus.duplicate()?,
+            (false, Some(plus)) => Then { plus: None, gate }.follow(plus.duplicate()?)?,
             (false, None) => Tensor::full_on(&dy.device(), x_shape, dy.dtype(), 0.0)?,
         };
         let operands = Operands {
             residual: plus.map_or(Ptr::null(), Tensor::ptr),
+            mask: gate.map_or(Ptr::null(), Mask::ptr),
             ..Operands::plain(dx.ptr_mut()?, dy.ptr(), None)
         };
-        plan.convolve(gpu, w, &operands, &Fused::none())?;
-        return Ok(dx);
+        let epilogue = Epilogue {
+            gated: gate.is_some().into(),
+            ..plan.store()
+        };
+        let packed = mma::packed(gpu, &plan, w)?;
+        let none = Fused::none();
+        plan.launch(gpu, &packed, &operands, epilogue, &none, &none)?;
+        return Then {
+            plus: None,
+            gate: behind,
+        }
+        .follow(dx);
     }
     let plan = plan::direct(op, true, x_shape, w.shape(), dy.shape(), conv)?;
     let mut dx = Tensor::uninit(gpu, x_shape, dy.dtype())?;
@@ -191,7 +208,7 @@ pub(super) fn input_grad(
         w.ptr(),
         plan.p,
     )?;
-    add::to(dx, plus)
+    then.follow(dx)
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -34,6 +34,7 @@ use super::add;
 use super::ensemble::repeat;
 use super::isa::Isa;
 use super::noise::{self, Noise};
+use super::relu::{self, Mask};
 use crate::dispatch;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
@@ -186,29 +187,51 @@ pub fn input_grad<'w>(
     x_shape: Shape,
     conv: Conv2d,
 ) -> Result<Tensor> {
-    input_grad_plus(dy, w, x_shape, conv, None)
+    input_grad_then(dy, w, x_shape, conv, &Then::default())
 }
 
-/// [`input_grad`], and `plus`, `[n, h, w, c_in]` like it, what `x` got from elsewhere: on tensor cores they are added
-/// before the sum is rounded.
-pub fn input_grad_plus<'w>(
+/// What follows an input gradient `dx`, in this order: on tensor cores before it is rounded and stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Then<'a> {
+    /// Added: the gradient that `x` got elsewhere. `[n, h, w, c_in]` like `dx`.
+    pub plus: Option<&'a Tensor>,
+    /// The gradient is 0 where it does not pass: the activation whose output `x` is.
+    pub gate: Option<&'a Mask>,
+}
+
+impl Then<'_> {
+    /// The same by passes of its own.
+    pub(crate) fn follow(&self, dx: Tensor) -> Result<Tensor> {
+        let dx = match self.plus {
+            Some(plus) => add::forward(dx, plus)?,
+            None => dx,
+        };
+        match self.gate {
+            Some(gate) => relu::backward_mask(dx, gate),
+            None => Ok(dx),
+        }
+    }
+}
+
+/// [`input_grad`], and what follows it.
+pub fn input_grad_then<'w>(
     dy: &Tensor,
     w: impl Into<Weights<'w>>,
     x_shape: Shape,
     conv: Conv2d,
-    plus: Option<&Tensor>,
+    then: &Then<'_>,
 ) -> Result<Tensor> {
-    input_grad_of("conv2d::input_grad", dy, w.into(), x_shape, conv, plus)
+    input_grad_of("conv2d::input_grad", dy, w.into(), x_shape, conv, then)
 }
 
-/// [`input_grad_plus`]; `op` is the name errors carry.
+/// [`input_grad_then`]; `op` is the name errors carry.
 pub(super) fn input_grad_of(
     op: &'static str,
     dy: &Tensor,
     w: Weights<'_>,
     x_shape: Shape,
     conv: Conv2d,
-    plus: Option<&Tensor>,
+    then: &Then<'_>,
 ) -> Result<Tensor> {
     let y_shape = conv.output_shape(op, x_shape, w.shape())?;
     w.expect(op, "w", w.shape(), w.kind().master())?;
@@ -218,11 +241,14 @@ pub(super) fn input_grad_of(
         false => w.dtype(),
     };
     dy.expect(op, "dy", y_shape, w.kind().with(dtype))?;
-    if let Some(plus) = plus {
+    if let Some(plus) = then.plus {
         plus.expect(op, "plus", x_shape, dy.kind())?;
     }
+    if let Some(gate) = then.gate {
+        gate.expect(op, "gate", x_shape, dy.gpu())?;
+    }
     if let Some(gpu) = w.gpu() {
-        return gpu::input_grad(op, gpu, dy, w, x_shape, conv, plus);
+        return gpu::input_grad(op, gpu, dy, w, x_shape, conv, then);
     }
     let dx = dispatch!(w.dtype(), T => {
         let dx = input_grad::input_grad::<T>(
@@ -230,7 +256,7 @@ pub(super) fn input_grad_of(
         );
         Tensor::from_vec(x_shape, dx)
     })?;
-    add::to(dx, plus)
+    then.follow(dx)
 }
 
 /// Adds the gradients in `w` and `b` to `dw` and `db`.

@@ -3,9 +3,10 @@
 use super::{cap_value, clip, gpu};
 use crate::dispatch;
 use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Ptr};
 use crate::ops::bytes::Bytes;
 use crate::ops::simd::for_blocks;
-use crate::tensor::{Kind, Real, Shape, Tensor};
+use crate::tensor::{Real, Shape, Tensor};
 
 /// Where the gradient of a (bounded) ReLU passes, `0 < x < cap`. Where its tensor lies; a clone is
 /// the same mask.
@@ -30,12 +31,29 @@ impl Mask {
         self.bits.to_vec()
     }
 
+    /// Errors: it is of another shape, or lies elsewhere.
+    pub(in crate::ops) fn expect(
+        &self,
+        op: &'static str,
+        name: &'static str,
+        shape: Shape,
+        gpu: Option<&Gpu>,
+    ) -> Result<()> {
+        let own = self.bits.gpu();
+        if self.shape == shape && own.map(Gpu::ordinal) == gpu.map(Gpu::ordinal) {
+            return Ok(());
+        }
+        let expected = format!("one of {shape}{}", Bytes::place(gpu));
+        let found = format!("one of {}{}", self.shape, Bytes::place(own));
+        Err(Error::argument(op, name, expected, found))
+    }
+
     /// How many a shape takes.
     pub(super) fn bytes(shape: Shape) -> usize {
         shape.pixels() * shape.c.div_ceil(8)
     }
 
-    pub(in crate::ops) fn ptr(&self) -> crate::gpu::Ptr {
+    pub(in crate::ops) fn ptr(&self) -> Ptr {
         self.bits.ptr()
     }
 }
@@ -75,21 +93,11 @@ pub fn forward_mask(mut x: Tensor, cap: Option<f64>) -> Result<(Tensor, Mask)> {
 ///
 /// Errors: a mask of another shape or device than `dy`.
 pub fn backward_mask(mut dy: Tensor, mask: &Mask) -> Result<Tensor> {
-    const OP: &str = "relu::backward_mask";
-    let shape = dy.shape();
-    let expected = Kind {
-        gpu: mask.bits.gpu().map(crate::gpu::Gpu::ordinal),
-        ..dy.kind()
-    };
-    if mask.shape != shape || expected != dy.kind() {
-        let expected = format!("one of {shape}{}", Bytes::place(dy.gpu()));
-        let found = format!("one of {}{}", mask.shape, Bytes::place(mask.bits.gpu()));
-        return Err(Error::argument(OP, "mask", expected, found));
-    }
+    mask.expect("relu::backward_mask", "mask", dy.shape(), dy.gpu())?;
     if let Some(gpu) = mask.bits.gpu() {
         return gpu::backward_mask(gpu, dy, mask);
     }
-    let bits = mask.bits.host();
+    let (shape, bits) = (dy.shape(), mask.bits.host());
     let bytes = shape.c.div_ceil(8);
     dispatch!(dy.dtype(), T => {
         for_blocks(shape.len(), dy.data_mut::<T>(), shape.c.max(1), |start, dy| {

@@ -175,6 +175,10 @@ inline void mbar_arrive(uint64_t *b, EMU_HERE) { emu::mbarrier_arrive(b, 1, 0, s
 inline void mbar_arrive_expect(uint64_t *b, unsigned bytes, EMU_HERE) { emu::mbarrier_arrive(b, 1, bytes, site); }
 inline void mbar_expect(uint64_t *b, unsigned bytes, EMU_HERE) { emu::mbarrier_arrive(b, 0, bytes, site); }
 inline void mbar_wait(uint64_t *b, unsigned parity, EMU_HERE) { emu::mbarrier_wait(b, parity, site); }
+inline void mbar_wait_warp(uint64_t *b, unsigned parity, EMU_HERE) {
+  emu::mbarrier_wait(b, parity, site);
+  __syncwarp(0xffffffffu, site);
+}
 
 // ---- clusters -----------------------------------------------------------------------------------------------
 

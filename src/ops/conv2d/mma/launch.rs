@@ -33,6 +33,7 @@ pub(in crate::ops) struct Operands {
     pub draws: usize,
     pub bias: Ptr,
     pub residual: Ptr,
+    /// Written, or read where the result is gated by it.
     pub mask: Ptr,
     pub argmax: Ptr,
     /// The batch norm's statistics: `[chunks, 3, c]` and `[chunks]`; see [`Plan::chunks`].
@@ -73,6 +74,11 @@ impl Plan {
         self.wgmma.as_ref().is_none_or(wgmma::Plan::covers)
     }
 
+    /// Whether the kernel can gate its result by a mask.
+    pub fn gates(&self) -> bool {
+        self.wgmma.as_ref().is_none_or(wgmma::Plan::gates)
+    }
+
     /// An epilogue that only stores.
     pub fn store(&self) -> Epilogue {
         let to = self.gemm.to;
@@ -81,6 +87,7 @@ impl Plan {
             cap: f32::INFINITY,
             pool: 0,
             noise: 0,
+            gated: 0,
             vectors: to.c.is_multiple_of(8).into(),
             image: divisor((to.h * to.w) as usize),
         }

@@ -105,6 +105,11 @@ impl Plan {
         self.problem.to.every == 1
     }
 
+    /// Whether a mask can gate the result: it is read by 32 channels at a time.
+    pub fn gates(&self) -> bool {
+        self.problem.columns().is_multiple_of(32)
+    }
+
     /// As the kernel takes it; with a pool behind it, whose results are a quarter.
     fn halo(&self, pool: bool) -> Halo {
         let problem = self.problem;
