@@ -9,7 +9,7 @@ use noiseforge::ops::conv2d::predict::{Launch, Pass};
 use noiseforge::ops::conv2d::{self, Constant, Input};
 use noiseforge::ops::fused_conv2d::{self, Epilogue};
 use noiseforge::ops::noise::{self, Normals};
-use noiseforge::ops::noisy_conv2d;
+use noiseforge::ops::{add, noisy_conv2d, relu};
 use noiseforge::tensor::DType;
 
 use super::{BATCH, Bench, Work, noise_of};
@@ -96,6 +96,8 @@ fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<
         "noise then conv",
         "noisy conv",
         "conv input grad",
+        "conv input grad, sum and gate fused",
+        "conv input grad, sum and gate apart",
         "conv weight grad",
         "noisy conv weight grad",
     ];
@@ -139,6 +141,30 @@ fn passes(b: &Bench, layer_name: &str, layer: &Convolution, n: usize) -> Result<
         conv2d::input_grad(&dy, &w, x_shape, conv)?;
         Ok(())
     })?;
+    let (_, gate) = relu::forward_mask(x.clone(), None)?;
+    let then = conv2d::Then {
+        plus: Some(&x),
+        gate: Some(&gate),
+    };
+    b.modelled(
+        &name("conv input grad, sum and gate fused"),
+        work,
+        None,
+        || {
+            conv2d::input_grad_then(&dy, &w, x_shape, conv, &then)?;
+            Ok(())
+        },
+    )?;
+    b.modelled(
+        &name("conv input grad, sum and gate apart"),
+        work,
+        None,
+        || {
+            let dx = conv2d::input_grad(&dy, &w, x_shape, conv)?;
+            relu::backward_mask(add::forward(dx, &x)?, &gate)?;
+            Ok(())
+        },
+    )?;
     b.modelled(&name("conv weight grad"), work, None, || {
         Ok(conv2d::weight_grad(&dy, &x, &mut dw, None, conv)?)
     })?;

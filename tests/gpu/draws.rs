@@ -13,7 +13,7 @@ use noiseforge::tensor::{DType, Device};
 use noiseforge::{Result, Tensor};
 
 use crate::conv2d::Case;
-use crate::harness::{emulator, open_as, open_pooled, run_with};
+use crate::harness::{emulator, once, open_as, open_pooled, run_with};
 use crate::networks::{images, network};
 
 /// Images, height, width, c_in, c_out, k, stride, pad, groups; and the draws of an image.
@@ -186,4 +186,37 @@ fn networks_read_images_once() {
             });
         }
     }
+}
+
+/// Backward through a frozen network is its input gradients, each gated by the activation in front of it: the last
+/// activation alone, behind which stands no convolution, has a pass of its own.
+#[test]
+fn gates_have_no_passes_of_their_own() {
+    let Some(emulator) = emulator() else { return };
+    once(|_| {
+        let gpu = open_pooled();
+        let mut model = network(Arch::ResNeXt29, 8, 16);
+        model.to(&Device::Gpu(gpu.clone()), DType::BF16).unwrap();
+        let x = images(model.config().input, 2, 9).to_gpu(&gpu).unwrap();
+        let pass = Pass {
+            mode: Mode::Eval,
+            noise: None,
+            record: true,
+        };
+        let mut frozen = model.freeze().unwrap();
+        // The first pass packs the weights.
+        let mut backward = || {
+            let z = frozen.forward(x.clone(), 1, &pass).unwrap();
+            gpu.synchronize().unwrap();
+            emulator.take_stats();
+            frozen.backward(z).unwrap();
+            gpu.synchronize().unwrap();
+            emulator.take_stats().launches as usize
+        };
+        backward();
+        let launches = backward();
+        let input_grads = model.config().convolutions().unwrap().len();
+        // Beside them two conversions, the average and the last activation.
+        assert_eq!(launches, input_grads + 4);
+    });
 }
