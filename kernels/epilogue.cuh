@@ -129,16 +129,8 @@ struct Results {
 template <class T>
 __device__ __forceinline__ void emit(float (&v)[8], const Results<T> &to, const Epilogue &e, const Draw &draw,
                                      uint32_t pixel, uint32_t channel, uint32_t count, uint32_t c) {
-  if (to.mask) {
-    uint8_t *const bits = to.mask + (uint64_t)pixel * ((c + 7) / 8) + channel / 8;
-    if (e.gated) {
-      const uint32_t passed = *bits;
-#pragma unroll
-      for (int j = 0; j < 8; j++) v[j] = passed >> j & 1 ? v[j] : 0.0f;
-    } else {
-      *bits = (uint8_t)mask8(v, e.low, e.cap);
-    }
-  }
+  if (to.mask && !e.gated)
+    to.mask[(uint64_t)pixel * ((c + 7) / 8) + channel / 8] = (uint8_t)mask8(v, e.low, e.cap);
   if (e.noise != 0) {
     round8<T>(v);
     const Division image = divide_rest(pixel, e.image);
@@ -214,6 +206,11 @@ __device__ __forceinline__ void finish(float (&sum)[gemm::Shape<TILE>::M][gemm::
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) v[j] = clip(v[j], e.low, e.cap);
+        if (e.gated) {
+          const uint32_t bits = to.mask[(uint64_t)pixel * ((p.to.c + 7) / 8) + channel / 8];
+#pragma unroll
+          for (int j = 0; j < 8; j++) v[j] = bits >> j & 1 ? v[j] : 0.0f;
+        }
         emit(v, to, e, draw, pixel, channel, count, p.to.c);
       }
       continue;

@@ -37,6 +37,8 @@ struct Halo {
   Divisor by_down, by_across, by_blocks, by_group_blocks;
   /// Bytes of a patch with the space behind it; how many patches and stages of weights there is space for.
   uint32_t patch_bytes, patches, stages;
+  /// Whether the weights stay: all of a block's tiles have the same, and there is a stage for each of their steps.
+  uint32_t stay;
   /// Pieces of a patch that a thread adds noise to, at most.
   uint32_t pieces;
   /// Whether the result leaves in boxes: 16 pixels of a fragment by 64 channels.
@@ -51,7 +53,7 @@ constexpr uint32_t CHUNK = 32;       // channels
 constexpr uint32_t SLAB_ROW = 64;    // bytes
 constexpr uint32_t CONSUMERS = 256;  // threads that multiply
 constexpr uint32_t DISTURBERS = 224; // threads that add noise
-constexpr uint32_t MAX_STAGES = 8, MAX_PATCHES = 8;
+constexpr uint32_t MAX_STAGES = 16, MAX_PATCHES = 8;
 constexpr uint32_t FRAGMENT_PIXELS = CONSUMERS / 2, NOWHERE = ~0u;
 constexpr uint32_t STAGING = 2048;   // bytes of a warp's output on its way, twice
 
@@ -117,7 +119,8 @@ struct Cursor {
 
 /// One thread brings patches and weights; a stage of weights is a kernel column, K slabs of a chunk. Each waits until
 /// its place in its ring is free, so they are brought in the order in which the products set the places free: a patch
-/// at the end of its last column, a stage in the middle of the column behind its own.
+/// at the end of its last column, a stage in the middle of the column behind its own. Weights that stay are
+/// brought for the first tile alone.
 template <int K, int STEP, int N>
 __device__ __forceinline__ void bring(unsigned char *stages, unsigned char *patches, Barriers &bar,
                                       const CUtensorMap &x, const CUtensorMap &weights, const Halo &p) {
@@ -146,6 +149,7 @@ __device__ __forceinline__ void bring(unsigned char *stages, unsigned char *patc
       gpu::tma_load_4d(stages + at * (K * N * SLAB_ROW), &weights, &bar.stage_full[at], 0, stage.place.column / 8,
                        p.flip ? K - 1 - stage.column : stage.column, (stage.place.group * p.chunks + stage.chunk) * K);
       stage.next<N>(K, p.stages, p);
+      if (p.stay && stage.turn.at == 0) stage.tile = p.tiles;
     }
   }
 }

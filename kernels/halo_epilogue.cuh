@@ -443,6 +443,8 @@ __device__ __forceinline__ void consume(const epilogue::Results<T> &to, const CU
   if (!leads) gpu::bar_sync(1, CONSUMERS);
   for (uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const Place place = locate<N>(tile, p);
+    // Weights that stay came in their first turn.
+    if (p.stay) stage.parity = 0;
     if constexpr (MT > 2) {
       // Kept, they would not fit into the registers beside the sums.
       pixels.find(p);

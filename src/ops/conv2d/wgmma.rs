@@ -8,10 +8,12 @@ use crate::gpu::kernels::Dims;
 use crate::tensor::{DType, Shape};
 
 mod launch;
+mod rings;
 #[cfg(test)]
 mod tests;
 mod view;
 
+use rings::Rings;
 pub(super) use view::View;
 
 /// Channels of a chunk, and bytes of them.
@@ -29,7 +31,6 @@ const SHARED: usize = 226 * 1024;
 const STAGING: usize = 2 * 8 * 2048;
 /// Elements of packed weights that a box takes in a row: eight rows of a slab.
 const LINE: usize = 256;
-const MAX_STAGES: usize = 8;
 /// Most elements of a box in a dimension.
 const MAX_BOX: usize = 256;
 
@@ -146,12 +147,6 @@ impl Problem {
         self.k == 3 && self.step == 1
     }
 
-    /// Patches on their way or in use, at most. Two are in use: one warpgroup is a chunk ahead of the other, which in 1x1
-    /// kernels takes no longer than a fraction of a load.
-    fn most_patches(&self) -> usize {
-        if self.k == 1 { 8 } else { 3 }
-    }
-
     fn slab_rows(&self) -> usize {
         self.columns().next_multiple_of(32)
     }
@@ -244,8 +239,6 @@ pub(in crate::ops) struct Plan {
     cols_before: usize,
     patch_rows: usize,
     patch_cols: usize,
-    patches: usize,
-    stages: usize,
 }
 
 impl Plan {
@@ -269,7 +262,7 @@ impl Plan {
         let around = |bare: bool| if bare { (0, 0) } else { (pad, k - 1) };
         let (rows_before, more_rows) = around(bare_rows);
         let (cols_before, more_cols) = around(bare_cols);
-        let mut plan = Plan {
+        let plan = Plan {
             problem,
             instance,
             images,
@@ -279,37 +272,12 @@ impl Plan {
             cols_before,
             patch_rows: step * (rows - 1) + 1 + more_rows,
             patch_cols: step * (cols - 1) + 1 + more_cols,
-            patches: 0,
-            stages: 0,
         };
         if plan.patch_rows > MAX_BOX || plan.patch_cols > MAX_BOX {
             return None;
         }
-        // With noise, too.
-        plan.rings(plan.noise_bytes(true))?;
-        (plan.patches, plan.stages) = plan.rings(0)?;
-        Some(plan)
-    }
-
-    /// How many patches and stages there is space for beside so many bytes.
-    fn rings(&self, other: usize) -> Option<(usize, usize)> {
-        (2..=self.problem.most_patches()).rev().find_map(|patches| {
-            let left = (SHARED - STAGING - other).checked_sub(patches * self.patch_bytes())?;
-            let stages = (left / self.stage_bytes()).min(MAX_STAGES);
-            (stages >= patches).then_some((patches, stages))
-        })
-    }
-
-    /// The same cut beside so many bytes.
-    fn beside(self, other: usize) -> Plan {
-        let (patches, stages) = self
-            .rings(other)
-            .expect("planned with the most there can be");
-        Plan {
-            patches,
-            stages,
-            ..self
-        }
+        // On any device, with noise too.
+        plan.rings(1, plan.noise_bytes(true)).map(|_| plan)
     }
 
     /// Whether a warp holds all four pixels of a window of the pool.
@@ -345,8 +313,8 @@ impl Plan {
         NOTES + if input { spots } else { 0 }
     }
 
-    fn shared(&self) -> usize {
-        self.stages * self.stage_bytes() + self.patches * self.patch_bytes() + STAGING
+    fn shared(&self, rings: &Rings) -> usize {
+        rings.stages * self.stage_bytes() + rings.patches * self.patch_bytes() + STAGING
     }
 
     fn group_blocks(&self) -> usize {
@@ -362,6 +330,10 @@ impl Plan {
             to.w.div_ceil(self.cols),
             self.group_blocks() * self.problem.groups,
         ]
+    }
+
+    fn tile_count(&self) -> usize {
+        self.tiles().iter().product()
     }
 
     /// Products (of 64 pixels by `n` by 16) of a chunk's half in both warpgroups of a tile, on average, of those that
@@ -407,8 +379,8 @@ impl Plan {
         total as f64 / (down * across) as f64
     }
 
-    /// What limits a tile, in clocks of one multiprocessor.
-    fn limits(&self) -> Limits {
+    /// What limits a tile, in clocks of one of so many multiprocessors.
+    fn limits(&self, multiprocessors: usize) -> Limits {
         let Instance { mt, n } = self.instance;
         let Problem { k, step, .. } = self.problem;
         let chunks = self.problem.chunks() as f64;
@@ -423,7 +395,14 @@ impl Plan {
             false => 2.0,
         };
         let normals = chunks * (self.patch_pixels() * CHUNK) as f64;
-        let copied = chunks * (self.patch_pixels() * SLAB_ROW + k * self.stage_bytes()) as f64;
+        let weights = (self.steps() * self.stage_bytes()) as f64;
+        let weights = match self.rings(multiprocessors, 0) {
+            Some(Rings {
+                blocks, stay: true, ..
+            }) => weights / self.tile_count().div_ceil(blocks) as f64,
+            _ => weights,
+        };
+        let copied = chunks * (self.patch_pixels() * SLAB_ROW) as f64 + weights;
         Limits {
             tensor: products * n as f64 / 2.0,
             shared: (fragments * conflicts + products * (32 * n) as f64 + copied) / 128.0,
@@ -439,8 +418,7 @@ impl Plan {
     }
 
     fn clocks(&self, multiprocessors: usize, noise: bool) -> u64 {
-        let limits = self.limits();
-        let tiles: usize = self.tiles().iter().product();
+        let (limits, tiles) = (self.limits(multiprocessors), self.tile_count());
         // MUFU counts without noise too: it stands for the size of the patches, and the cuts that it leads to were the
         // fastest of those measured (1x1 kernels' are all alike). What is nearly as busy as the busiest is not free.
         let drawing = match noise {
@@ -474,8 +452,7 @@ impl Plan {
 
     /// What the model says of it on a card, with noise or not.
     pub fn times(&self, card: &Card, noise: bool, bytes: f64) -> Times {
-        let limits = self.limits();
-        let tiles: usize = self.tiles().iter().product();
+        let (limits, tiles) = (self.limits(card.multiprocessors), self.tile_count());
         let each = tiles as f64 / (card.multiprocessors as f64 * card.clock);
         let mufu = if noise { limits.mufu } else { 0.0 };
         let mut times = Times {

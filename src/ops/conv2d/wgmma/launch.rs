@@ -1,6 +1,6 @@
 //! A plan's launch: its tensor maps, and the plan as the kernel takes it.
 
-use super::{CHUNK, LINE, Plan, Problem, SLAB_ROW, dims};
+use super::{CHUNK, LINE, Plan, Problem, Rings, SLAB_ROW, dims};
 use crate::error::Result;
 use crate::gpu::kernels::conv2d_wgmma as kernels;
 use crate::gpu::kernels::{Epilogue, Halo};
@@ -27,8 +27,9 @@ impl Plan {
             (0, 0) => 0,
             (input, _) => self.noise_bytes(input != 0),
         };
-        let plan = self.beside(for_noise);
-        let mut halo = plan.halo(epilogue.pool != 0);
+        let rings = self.rings(gpu.properties().multiprocessors, for_noise);
+        let rings = rings.expect("planned with the most there can be");
+        let mut halo = self.halo(&rings, epilogue.pool != 0);
         let patch = [CHUNK, self.images, self.patch_cols, self.patch_rows];
         let map = self.problem.from.map(gpu, o.x, patch)?;
         let weights = self.weights_map(gpu, packed)?;
@@ -41,7 +42,6 @@ impl Plan {
             // Not read.
             None => map,
         };
-        halo.blocks = halo.tiles.min(gpu.properties().multiprocessors as u32);
         kernels::conv2d_wgmma(
             gpu,
             dtype,
@@ -50,7 +50,7 @@ impl Plan {
             self.instance.mt as u32,
             self.instance.n as u32,
             [halo.blocks, 1, 1],
-            (plan.shared() + for_noise) as u32,
+            (self.shared(&rings) + for_noise) as u32,
             o.y,
             o.bias,
             o.residual,
@@ -111,7 +111,7 @@ impl Plan {
     }
 
     /// As the kernel takes it; with a pool behind it, whose results are a quarter.
-    fn halo(&self, pool: bool) -> Halo {
+    fn halo(&self, rings: &Rings, pool: bool) -> Halo {
         let problem = self.problem;
         let [images, down, across, blocks] = self.tiles();
         let (from, to) = (problem.from, problem.to);
@@ -147,11 +147,12 @@ impl Plan {
             by_blocks: divisor(blocks),
             by_group_blocks: divisor(self.group_blocks()),
             patch_bytes: self.patch_bytes() as u32,
-            patches: self.patches as u32,
-            stages: self.stages as u32,
+            patches: rings.patches as u32,
+            stages: rings.stages as u32,
+            stay: rings.stay.into(),
             pieces: self.pieces() as u32,
             boxes: 0,
-            blocks: 0,
+            blocks: rings.blocks as u32,
         }
     }
 }

@@ -1,3 +1,4 @@
+use super::rings::MAX_STAGES;
 use super::*;
 
 const SAME: Conv2d = Conv2d {
@@ -272,13 +273,26 @@ fn shared_memory_has_no_bank_conflicts() {
 #[test]
 fn a_block_has_the_space() {
     for plan in plans() {
-        assert!(plan.shared() <= SHARED, "{plan:?}");
-        assert!(plan.stages >= 2 && plan.patches >= 2, "{plan:?}");
-        for input in [false, true] {
-            let other = plan.noise_bytes(input);
-            let beside = plan.beside(other);
-            assert!(beside.shared() + other <= SHARED, "{beside:?}");
-            assert!(beside.stages >= beside.patches && beside.patches >= 2);
+        let noise = [0, plan.noise_bytes(false), plan.noise_bytes(true)];
+        for (other, multiprocessors) in noise.into_iter().flat_map(|n| [(n, 4), (n, 132)]) {
+            let rings = plan.rings(multiprocessors, other).unwrap();
+            let Rings {
+                patches,
+                stages,
+                blocks,
+                stay,
+            } = rings;
+            assert!(plan.shared(&rings) + other <= SHARED, "{plan:?} {rings:?}");
+            assert!(patches >= 2 && (stay || stages >= patches), "{rings:?}");
+            let tiles = plan.tile_count();
+            let turns = tiles.div_ceil(multiprocessors);
+            assert_eq!(tiles.div_ceil(blocks), turns, "{plan:?} {rings:?}");
+            if stay {
+                // As the kernel walks: a block's tiles are its number and so many more.
+                let columns = plan.tiles()[3];
+                assert!(stages == plan.steps() && blocks % columns == 0);
+                assert!(stages <= MAX_STAGES && patches <= plan.problem.most_patches());
+            }
         }
         assert!(plan.pieces() * DISTURBERS >= 4 * plan.patch_pixels());
         // As the kernel packs a pixel's image, row and column.
@@ -290,6 +304,28 @@ fn a_block_has_the_space() {
         let boxes = [CHUNK, plan.images, plan.patch_cols, plan.patch_rows];
         assert!(boxes.iter().all(|&size| size <= MAX_BOX), "{plan:?}");
     }
+}
+
+/// Weights stay where a block has space for them: of 512 channels beside four patches, of more not.
+#[test]
+fn weights_stay_where_they_fit() {
+    let point = Conv2d { pad: 0, ..SAME };
+    let rings = |c_in, c_out, k, conv| {
+        let x = Shape::new(1024, 8, 8, c_in);
+        let problem = problem(x, c_out, k, false, conv).unwrap();
+        let plan = problem.plan(132, false, None).unwrap();
+        plan.rings(132, 0).unwrap()
+    };
+    let Rings {
+        patches,
+        stages,
+        blocks,
+        stay,
+    } = rings(512, 1024, 1, point);
+    assert_eq!((patches, stages, blocks, stay), (4, 16, 128, true));
+    assert!(rings(256, 512, 1, point).stay);
+    assert!(!rings(1024, 512, 1, point).stay);
+    assert!(!rings(256, 256, 3, SAME).stay);
 }
 
 /// The tile may depend on the batch, the instances' order of sums may not: whether the kernel is chosen does not.
@@ -334,7 +370,8 @@ fn prediction() {
                 mufu,
                 overhead,
                 ..
-            } = plan.limits();
+            } = plan.limits(132);
+            let rings = plan.rings(132, 0).unwrap();
             let microseconds = plan.clocks(132, false) as f64 / GIGAHERTZ / 1e3;
             let flops = (2 * n * size * size * c_in * c_out * 9) as f64;
             let [images, down, across, blocks] = plan.tiles();
@@ -346,8 +383,8 @@ fn prediction() {
                 plan.images,
                 plan.rows(),
                 plan.cols,
-                plan.stages,
-                plan.patches,
+                rings.stages,
+                rings.patches,
                 images * down * across * blocks,
                 flops / microseconds / 1e6,
             );
