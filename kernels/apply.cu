@@ -36,7 +36,7 @@ KERNEL(256, 3) apply_forward(T *y, uint8_t *mask, const T *x, const T *residual,
     }
     if (mask) mask[mask_offset(span, p, pixel)] = (uint8_t)mask8(v, low, cap);
     if (NOISE > 0) {
-      round8<T>(v);
+      round_to<T, 8>(v);
       Division row = divide_rest(pixel, row_pixels);
       noise::add<NOISE == 2>(v, draw, rows[row.quotient], row.remainder, p.group);
     }
@@ -87,7 +87,7 @@ KERNEL(256) apply_pool(T *y, uint8_t *argmax, uint8_t *mask, const T *x, const f
     if (argmax) store_bytes(argmax + at, first, p);
     if (mask) mask[mask_offset(span, p, pixel)] = (uint8_t)mask8(best, low, cap);
     if (NOISE > 0) {
-      round8<T>(best);
+      round_to<T, 8>(best);
       uint32_t in_image = pixel - from.image * (ow.divisor * oh.divisor);
       noise::add<NOISE == 2>(best, draw, rows[from.image], in_image, p.group);
     }

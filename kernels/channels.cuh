@@ -126,10 +126,10 @@ __device__ __forceinline__ void store8(T *y, const float (&v)[8], const Place<VE
 }
 
 /// Rounds to T and stays in registers: what follows sees what it would read from memory.
-template <class T>
-__device__ __forceinline__ void round8(float (&v)[8]) {
+template <class T, int COUNT>
+__device__ __forceinline__ void round_to(float *v) {
 #pragma unroll
-  for (int j = 0; j < 8; j += 2) {
+  for (int j = 0; j < COUNT; j += 2) {
     T two[2];
     gpu::pack2(two, v[j], v[j + 1]);
     v[j] = gpu::to_f32(two[0]);

@@ -132,7 +132,7 @@ __device__ __forceinline__ void emit(float (&v)[8], const Results<T> &to, const 
   if (to.mask && !e.gated)
     to.mask[(uint64_t)pixel * ((c + 7) / 8) + channel / 8] = (uint8_t)mask8(v, e.low, e.cap);
   if (e.noise != 0) {
-    round8<T>(v);
+    round_to<T, 8>(v);
     const Division image = divide_rest(pixel, e.image);
     const Row row = to.rows[image.quotient];
     if (e.noise == 1) {
@@ -240,6 +240,8 @@ __device__ __forceinline__ void finish(float (&sum)[gemm::Shape<TILE>::M][gemm::
       for (int q = 0; q < 4; q++) {
         float v[8];
         unpack(v, load_raw(stage + (row + q / 2 * below + q % 2 * apart) * PITCH + window * 8, 8, true));
+        // As a pass behind it would see them.
+        round_to<T, 8>(v);
 #pragma unroll
         for (int k = 0; k < 8; k++) {
           const float value = clip(v[k], e.low, e.cap);

@@ -200,6 +200,8 @@ __device__ __forceinline__ void finish(float (&acc)[MT][N / 2], const epilogue::
 #pragma unroll
         for (int j = 0; j < 64; j += 8) {
           float *const d = &acc[mt][(n + j) / 2];
+          // As a pass behind it would see them.
+          if (e.pool) round_to<T, 4>(d), round_to<T, 4>(&acc[mt + 1 < MT ? mt + 1 : mt][(n + j) / 2]);
           if (clips) {
 #pragma unroll
             for (int i = 0; i < 4; i++) d[i] = clip(d[i], e.low, e.cap);

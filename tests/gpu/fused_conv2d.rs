@@ -1,7 +1,7 @@
 //! The fused convolution: the places of the noise against each other, the CPU's composition, statistics
 //! gathered in front of a batch norm, batch norm folded.
 
-use noiseforge::gpu::Gpu;
+use noiseforge::gpu::{Gpu, Options};
 use noiseforge::ops::apply::{self, Norm, Then};
 use noiseforge::ops::batch_norm::{self, Activation, Partials, Running};
 use noiseforge::ops::conv2d::{self, Input};
@@ -14,7 +14,7 @@ use noiseforge::{Result, Tensor};
 
 use crate::batch_norm::{check, normalised};
 use crate::conv2d::{Case, Inputs};
-use crate::harness::{DTYPES, run, values};
+use crate::harness::{DTYPES, open_as, run, run_with, values};
 use crate::noise::anew;
 
 const TWO: Pool2d = Pool2d { k: 2, stride: 2 };
@@ -194,6 +194,71 @@ fn the_place_of_the_noise_does_not_show() {
             );
             Ok(vec![here])
         });
+    }
+}
+
+/// A pool takes the first of the largest rounded values, in the convolution's kernel as in the pass behind it: which of
+/// them pools may depend on the batch.
+#[test]
+fn where_a_pool_stands_does_not_show() {
+    let cases = [
+        [3, 4, 4, 16, 24, 3, 1, 1, 1],
+        [2, 6, 5, 12, 20, 3, 1, 1, 2],
+        [3, 8, 8, 32, 40, 3, 1, 1, 1],
+        [9, 2, 2, 32, 32, 3, 1, 1, 1],
+    ];
+    for (at, case) in cases.map(Case::new).into_iter().enumerate() {
+        let dtype = [DType::BF16, DType::F16][at % 2];
+        let mut inputs = case.inputs(dtype);
+        // Large enough that many values of a window round to one.
+        for b in inputs.b.data_mut::<f32>() {
+            *b += 60.0;
+        }
+        let activation = [Activation::Relu, Activation::BoundedRelu(60.1)][at / 2];
+        let fused = |options: Options| {
+            run_with(
+                || open_as(options),
+                |gpu| {
+                    let to = |t: &Tensor| t.to_gpu(gpu)?.to_dtype(dtype);
+                    let (x, w, b) = (to(&inputs.x)?, inputs.w.to_gpu(gpu)?, inputs.b.to_gpu(gpu)?);
+                    let epilogue = Epilogue {
+                        activation,
+                        pool: Some(TWO),
+                        record: true,
+                        ..Epilogue::default()
+                    };
+                    let (y, extras) =
+                        fused_conv2d::forward(&x, &w, Some(&b), case.conv, &epilogue)?;
+                    let dy = to(&values(y.shape(), 8))?;
+                    let dv = fused_conv2d::output_grad(dy.clone(), case.y, Some(TWO), &extras)?;
+                    let v = conv2d::forward(&x, &w, Some(&b), case.conv)?;
+                    let then = Then {
+                        activation,
+                        pool: Some(TWO),
+                        record: true,
+                        ..Then::default()
+                    };
+                    let (apart, saved) = apply::forward(v, Norm::None, &then)?;
+                    let saved = saved.expect("it was recorded");
+                    let same = apply::backward(dy, None, saved, None)?.dx;
+                    assert!(
+                        y.device_bytes()? == apart.device_bytes()?,
+                        "{case:?} {dtype}: y"
+                    );
+                    assert!(
+                        dv.device_bytes()? == same.device_bytes()?,
+                        "{case:?} {dtype}: dv"
+                    );
+                    Ok(vec![y, dv])
+                },
+            )
+        };
+        for blocking in [Some(0), Some(7), None] {
+            fused(Options {
+                blocking,
+                ..Options::default()
+            });
+        }
     }
 }
 

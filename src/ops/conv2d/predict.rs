@@ -142,7 +142,9 @@ impl Launch {
                 let (name, n) = (self.operation(), self.x.n);
                 tuning.blocking(name, self.dtype, wgmma::KERNEL, n, self.sizes())
             });
-            problem.plan(card.multiprocessors, demands.pool, blocking.or(measured))
+            let plan = |pool| problem.plan(card.multiprocessors, pool, blocking.or(measured));
+            // A pool may be a pass of its own, which is not part of this.
+            plan(demands.pool).or_else(|| plan(false))
         });
         if let Some(plan) = by_wgmma {
             let (blocking, [rows, cols]) = plan.blocking();

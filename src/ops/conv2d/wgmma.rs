@@ -151,8 +151,8 @@ impl Problem {
         self.columns().next_multiple_of(32)
     }
 
-    /// The cheapest cut on a device of so many multiprocessors; with a 2x2 max pool behind it there may be none. Only
-    /// by the instance of this number, where it has a cut.
+    /// The cheapest cut on a device of so many multiprocessors. With a 2x2 max pool behind it there may be none, or it
+    /// may be cheaper to pool by a pass of its own: then `None`. Only by the instance of this number, where it has a cut.
     pub fn plan(&self, multiprocessors: usize, pool: bool, blocking: Option<u32>) -> Option<Plan> {
         let instances = self.instances();
         let instance = |number: u32| instances.get(number.checked_sub(FIRST_BLOCKING)? as usize);
@@ -163,7 +163,21 @@ impl Problem {
                 return found;
             }
         }
-        self.best(instances.iter(), multiprocessors, pool)
+        let found = self.best(instances.iter(), multiprocessors, pool)?;
+        if pool {
+            let apart = self.best(instances.iter(), multiprocessors, false)?;
+            let [pooled, plain] = [found, apart].map(|plan| plan.clocks(multiprocessors, false));
+            let cheap = pooled <= plain + self.pool_clocks(multiprocessors);
+            return cheap.then_some(found);
+        }
+        Some(found)
+    }
+
+    /// What a pool costs as a pass of its own: a launch of two microseconds, and the result written and read once
+    /// more. An H100 copies 12.8 bytes a clock and multiprocessor.
+    fn pool_clocks(&self, multiprocessors: usize) -> u64 {
+        let bytes = 2 * 2 * self.to.seen.len();
+        3500 + (bytes as f64 / (12.8 * multiprocessors as f64)) as u64
     }
 
     /// Numbers of the instances that may have a cut.

@@ -8,7 +8,8 @@
 //! y = T(y + sigma' z')                            the noise of the next layer
 //! ```
 //!
-//! every part but the convolution optional, in this order. Noise is added to what was rounded, as
+//! every part but the convolution optional, in this order. In front of a pool `v` is rounded to the tensor's type, so
+//! that the same of a window's values is taken wherever the pool stands. Noise is added to what was rounded, as
 //! [`noise`] adds it to a stored tensor: drawn here, by the pass in between
 //! ([`apply`]) or in the next convolution's load ([`noisy_conv2d`](super::noisy_conv2d)),
 //! the same key gives the same bits.
