@@ -14,7 +14,9 @@
 /// `noise`: 0 none, 1 fast, 2 precise, added to x. `map` is x as (channels, images, columns, rows) in boxes of a
 /// patch, `weights` the packed ones as (512 bytes, the rest of a slab, kernel columns, kernel rows of all chunks),
 /// `boxes` y as x, in boxes of a fragment's pixels (p.boxes).
-/// Grid: at most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging, twice; with noise Notes, and Spots of the patch.
+/// `mask` is written, or read where it gates the result (e.gated).
+/// Grid: at most one block a tile. Dynamic shared memory: stages, patches, 8 warps' staging, twice; with noise Notes,
+/// and Spots of the patch.
 // instances: T = bf16 f16; K = 3; STEP = 1; MT = 2; N = 64 128
 // instances: T = bf16 f16; K = 3; STEP = 1; MT = 4; N = 64
 // instances: T = bf16 f16; K = 3; STEP = 2; MT = 1; N = 128
@@ -48,8 +50,8 @@ KERNEL(512, 1) conv2d_wgmma(T *y, const float *bias, const T *residual, uint8_t 
   __syncthreads();
   if (threadIdx.x < halo::CONSUMERS) {
     gpu::setmaxnreg_inc<halo::MULTIPLYING_REGISTERS<K, MT, N>>();
-    halo::consume<T, K, STEP, MT, N>({y, residual, mask, argmax, next_rows}, boxes, bias, partial, counts, stages, patches,
-                               patches + p.patches * p.patch_bytes, *bar, p, e, noise != 0);
+    halo::consume<T, K, STEP, MT, N>({y, residual, mask, argmax, next_rows}, boxes, bias, partial, counts, stages,
+                                     patches, patches + p.patches * p.patch_bytes, *bar, p, e, noise != 0);
   } else {
     gpu::setmaxnreg_dec<halo::OTHER_REGISTERS<K, MT, N>>();
     if (threadIdx.x == halo::CONSUMERS)
