@@ -184,6 +184,14 @@ pub(crate) fn forward<L: Layer>(
     Ok(x)
 }
 
+/// What follows the gradient in a layer's input, which is the output of the layer before.
+pub(super) fn behind<'a, L: Layer>(layer: &L, before: &'a L) -> Then<'a> {
+    Then {
+        plus: None,
+        gate: before.gate().filter(|_| layer.gates()),
+    }
+}
+
 /// Runs backward passes in reverse order; `None` if nobody needs the gradient in the input.
 pub(crate) fn backward<L: Layer>(
     layers: &mut [L],
@@ -203,10 +211,7 @@ pub(crate) fn backward<L: Layer>(
         let (before, rest) = layers.split_at_mut(i);
         let then = match before.last() {
             None => back.then,
-            Some(before) => Then {
-                plus: None,
-                gate: before.gate().filter(|_| rest[0].gates()),
-            },
+            Some(before) => behind(&rest[0], before),
         };
         let dx = rest[0].backward(
             dy,

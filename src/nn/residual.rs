@@ -80,10 +80,9 @@ impl Layer for Residual {
     fn backward(&mut self, dy: Tensor, back: Back<'_>) -> Result<Option<Tensor>> {
         let (last, rest) = self.body.split_last_mut().expect("not empty");
         let before = rest.last().map(|b| b as &dyn Layer).or(back.before);
-        let gate = rest.last().and_then(|b| b.gate());
-        let then = Then {
-            plus: None,
-            gate: gate.filter(|_| last.gates()),
+        let then = match rest.last() {
+            None => Then::default(),
+            Some(before) => chain::behind(&*last, before),
         };
         let Gradients { dx, dresidual } = last.backward_block(
             dy,

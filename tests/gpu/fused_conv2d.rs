@@ -215,7 +215,11 @@ fn where_a_pool_stands_does_not_show() {
             *b += 60.0;
         }
         let activation = [Activation::Relu, Activation::BoundedRelu(60.1)][at / 2];
-        let fused = |options: Options| {
+        for blocking in [Some(0), Some(7), None] {
+            let options = Options {
+                blocking,
+                ..Options::default()
+            };
             run_with(
                 || open_as(options),
                 |gpu| {
@@ -251,13 +255,7 @@ fn where_a_pool_stands_does_not_show() {
                     );
                     Ok(vec![y, dv])
                 },
-            )
-        };
-        for blocking in [Some(0), Some(7), None] {
-            fused(Options {
-                blocking,
-                ..Options::default()
-            });
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::gpu::kernels::{Epilogue, conv2d as kernels};
 use crate::gpu::{Gpu, Ptr, launch_blocks};
 use crate::ops::noise::gpu::Fused;
 use crate::ops::noise::{self, Noise};
-use crate::ops::relu::Mask;
+use crate::ops::relu::{self, Mask};
 use crate::ops::spans::divisor;
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -165,12 +165,8 @@ pub(super) fn input_grad(
         false,
     )?;
     if let Some(plan) = plan {
-        let Then { plus, gate } = *then;
-        let (gate, behind) = if plan.gates() {
-            (gate, None)
-        } else {
-            (None, gate)
-        };
+        let plus = then.plus;
+        let gate = then.gate.filter(|_| plan.gates());
         // What no kernel pixel meets.
         let mut dx = match (plan.covers(), plus) {
             (true, _) => Tensor::uninit(gpu, x_shape, dy.dtype())?,
@@ -189,11 +185,10 @@ pub(super) fn input_grad(
         let packed = mma::packed(gpu, &plan, w)?;
         let none = Fused::none();
         plan.launch(gpu, &packed, &operands, epilogue, &none, &none)?;
-        return Then {
-            plus: None,
-            gate: behind,
-        }
-        .follow(dx);
+        return match then.gate {
+            Some(gate) if !plan.gates() => relu::backward_mask(dx, gate),
+            _ => Ok(dx),
+        };
     }
     let plan = plan::direct(op, true, x_shape, w.shape(), dy.shape(), conv)?;
     let mut dx = Tensor::uninit(gpu, x_shape, dy.dtype())?;
